@@ -1,0 +1,228 @@
+"""How fast is the rANS coder, and how close to the entropy?
+
+Encodes and decodes symbols of 64 Gaussian tables (scales log-spaced from 0.11 to 20) on one pinned
+thread, for each lane count, and with whichever of compressai, constriction and torchac is
+installed. Rates are the best of several runs; every result is checked against the symbols.
+
+    python benchmarks/coding/rans.py [--symbols N] [--repeats R] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pycodec.coding import rans
+from pycodec.coding.tables import TableSet
+
+SCALES = np.geomspace(0.11, 20, 64)
+
+
+@dataclass(frozen=True)
+class Workload:
+    symbols: np.ndarray  # int32 [n]
+    indexes: np.ndarray  # uint8 [n]
+    tables: TableSet  # 12 bits
+
+    @property
+    def information_bits(self) -> float:
+        """What the symbols cost under the very distributions that they were drawn from."""
+        magnitudes = np.abs(self.symbols)
+        costs = np.array([gaussian_costs(scale, int(magnitudes.max())) for scale in SCALES])
+        return float(costs[self.indexes, magnitudes].sum())
+
+
+@dataclass(frozen=True)
+class Result:
+    coder: str
+    encode_msym_s: float
+    decode_msym_s: float
+    bits: int
+    over_entropy: float  # relative to the symbols' information under their distributions
+    over_tables: float | None  # relative to the tables' own code length, where it is known
+
+
+def gaussian_costs(scale: float, largest: int) -> list[float]:
+    """Bits of 0..largest under a Gaussian rounded to integers."""
+    tails = [math.erfc((k + 0.5) / (scale * math.sqrt(2))) / 2 for k in range(largest + 1)]
+    p = [1 - 2 * tails[0]] + [tails[k - 1] - tails[k] for k in range(1, largest + 1)]
+    return [-math.log2(x) if x > 0 else math.inf for x in p]
+
+
+def make_workload(count: int) -> Workload:
+    rng = np.random.default_rng(0)
+    indexes = rng.integers(0, len(SCALES), count).astype(np.uint8)
+    symbols = np.rint(rng.standard_normal(count) * SCALES[indexes]).astype(np.int32)
+    return Workload(symbols, indexes, TableSet.gaussian(SCALES))
+
+
+def best_seconds(call: Callable[[], object], repeats: int) -> tuple[float, object]:
+    best, value = math.inf, None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        value = call()
+        best = min(best, time.perf_counter() - start)
+    return best, value
+
+
+def measure(
+    coder: str,
+    workload: Workload,
+    repeats: int,
+    encode: Callable[[], bytes],
+    decode: Callable[[bytes], np.ndarray],
+    table_bits: float | None = None,
+) -> Result:
+    encode_seconds, stream = best_seconds(encode, repeats)
+    decode_seconds, symbols = best_seconds(lambda: decode(stream), repeats)
+    if not np.array_equal(symbols, workload.symbols):
+        raise AssertionError(f"{coder} decodes other symbols")
+    million = workload.symbols.size / 1e6
+    bits = 8 * len(stream)
+    return Result(
+        coder,
+        million / encode_seconds,
+        million / decode_seconds,
+        bits,
+        bits / workload.information_bits - 1,
+        None if table_bits is None else bits / table_bits - 1,
+    )
+
+
+def measure_pycodec(workload: Workload, repeats: int) -> Iterator[Result]:
+    tables, symbols, indexes = workload.tables, workload.symbols, workload.indexes
+    table_bits = tables.cost_bits(symbols, indexes)
+    out = np.empty_like(symbols)
+
+    def decode(stream: bytes) -> np.ndarray:
+        decoder = rans.RansDecoder(stream, tables)
+        decoder.decode(indexes, out)
+        decoder.finish()
+        return out
+
+    for lanes in (1, 2, 4, 8, 16, 32, 64, None):
+
+        def encode(lanes: int | None = lanes) -> bytes:
+            return rans.encode(symbols, indexes, tables, lanes=lanes)
+
+        name = f"pycodec, {lanes or 'automatic'} lanes"
+        yield measure(name, workload, repeats, encode, decode, table_bits)
+
+
+def measure_compressai(workload: Workload, repeats: int) -> Iterator[Result]:
+    """Its native coder through its list interface; making the lists is not counted."""
+    from compressai import ans
+    from compressai._CXX import pmf_to_quantized_cdf
+
+    cdfs, sizes, offsets = [], [], []
+    for index in range(workload.tables.num_tables):
+        frequencies, offset, _ = workload.tables.table(index)
+        pmf = (frequencies / frequencies.sum()).tolist()
+        cdfs.append(pmf_to_quantized_cdf(pmf, 16))
+        sizes.append(len(cdfs[-1]))
+        offsets.append(offset)
+    symbols, indexes = workload.symbols.tolist(), workload.indexes.tolist()
+    model = (cdfs, sizes, offsets)
+
+    def encode() -> bytes:
+        return ans.RansEncoder().encode_with_indexes(symbols, indexes, *model)
+
+    def decode(stream: bytes) -> list[int]:
+        return ans.RansDecoder().decode_with_indexes(stream, indexes, *model)
+
+    yield measure("compressai.ans (lists)", workload, repeats, encode, decode)
+
+
+def measure_constriction(workload: Workload, repeats: int) -> Iterator[Result]:
+    """Its ANS coder with a Gaussian of its own for each symbol."""
+    import constriction
+
+    model = constriction.stream.model.QuantizedGaussian(-2000, 2000)
+    means = np.zeros(workload.symbols.size)
+    scales = SCALES[workload.indexes]
+
+    def encode() -> bytes:
+        coder = constriction.stream.stack.AnsCoder()
+        coder.encode_reverse(workload.symbols, model, means, scales)
+        return coder.get_compressed().tobytes()
+
+    def decode(stream: bytes) -> np.ndarray:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(stream, np.uint32))
+        return coder.decode(model, means, scales)
+
+    yield measure("constriction", workload, repeats, encode, decode)
+
+
+def measure_torchac(workload: Workload, repeats: int) -> Iterator[Result]:
+    """On at most 2**16 symbols: it wants a whole distribution for each one, in memory."""
+    import torch
+    import torchac
+
+    count = min(workload.symbols.size, 1 << 16)
+    part = Workload(workload.symbols[:count], workload.indexes[:count], workload.tables)
+    reach = int(np.abs(part.symbols).max())
+    edges = np.arange(-reach, reach + 2) - 0.5
+    cdfs = np.array([[math.erfc(-e / (s * math.sqrt(2))) / 2 for e in edges] for s in SCALES])
+    cdfs[:, 0], cdfs[:, -1] = 0, 1
+    cdf = torch.from_numpy(cdfs[part.indexes].astype(np.float32))
+    shifted = torch.from_numpy((part.symbols + reach).astype(np.int16))
+
+    def encode() -> bytes:
+        return torchac.encode_float_cdf(cdf, shifted)
+
+    def decode(stream: bytes) -> np.ndarray:
+        return torchac.decode_float_cdf(cdf, stream).numpy().astype(np.int32) - reach
+
+    yield measure("torchac", part, repeats, encode, decode)
+
+
+PEERS = {
+    "compressai": measure_compressai,
+    "constriction": measure_constriction,
+    "torchac": measure_torchac,
+}
+
+
+def print_result(result: Result) -> None:
+    tables = "" if result.over_tables is None else f"{result.over_tables:+.4%}"
+    print(
+        f"{result.coder:26} {result.encode_msym_s:10.1f} {result.decode_msym_s:10.1f}"
+        f" {result.over_entropy:+14.4%} {tables:>12}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--symbols", type=int, default=1 << 22, help="how many (4 Mi)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the best counts")
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    workload = make_workload(arguments.symbols)
+    bits_each = workload.information_bits / arguments.symbols
+    print(f"{arguments.symbols} symbols, {bits_each:.4f} bits each")
+    print(f"{'Msym/s':26} {'encode':>10} {'decode':>10} {'over entropy':>14} {'over tables':>12}")
+    measures = [measure_pycodec]
+    measures += [m for name, m in PEERS.items() if importlib.util.find_spec(name)]
+    results = []
+    for measure_coder in measures:
+        for result in measure_coder(workload, arguments.repeats):
+            print_result(result)
+            results.append(result)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""rANS streams, integer probability tables and the file container."""
