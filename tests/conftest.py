@@ -1,0 +1,122 @@
+"""Pictures for the tests, and a stand-in for the codec where the codec is not what is tested."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+import pycodec
+from pycodec.coding.alpha import decode_alpha, encode_alpha
+from pycodec.coding.container import Codec, Container, Header, pack, unpack
+from pycodec.errors import InputError, UnsupportedError
+from pycodec.images import Picture
+
+# A time limit for a single example measures how busy the machine is, not the code.
+settings.register_profile("pycodec", deadline=None)
+settings.load_profile("pycodec")
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """A photograph, uint8 [300, 451, 3]."""
+    data = pytest.importorskip("skimage.data")
+    photograph = data.chelsea()
+    photograph.flags.writeable = False
+    return photograph
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1234)
+
+
+class StandInCodec(types.ModuleType):
+    """Takes the place of ``pycodec.api``: JPEG in an ``.lci`` file, fast and without weights."""
+
+    fingerprint = b"stand-in"
+
+    def __init__(self) -> None:
+        super().__init__("pycodec.api")
+        self.calls: list[dict] = []
+
+    def encode_picture(
+        self,
+        picture: Picture,
+        quality: float,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        tile: int | None = None,
+        lossless: bool = False,
+    ) -> tuple[bytes, types.SimpleNamespace]:
+        self.calls.append(
+            {"quality": quality, "model": model, "device": device, "threads": threads, "tile": tile}
+        )
+        if model == "missing":
+            raise InputError("no model 'missing'")
+        if lossless:
+            raise UnsupportedError("lossless coding is not in this version")
+        file = io.BytesIO()
+        Image.fromarray(picture.pixels).save(
+            file, "JPEG", quality=1 + round((quality - 1) * 94 / 99), subsampling=0
+        )
+        header = Header(
+            codec=Codec.PHOTO,
+            fingerprint=self.fingerprint,
+            width=picture.width,
+            height=picture.height,
+            gray=picture.gray,
+            alpha=picture.alpha is not None,
+            bit_depth=8,
+            quality=round(quality * 100),
+            tile_log2=24,
+        )
+        data = pack(
+            Container(
+                header,
+                [file.getvalue()],
+                icc=picture.icc,
+                exif=picture.exif,
+                xmp=picture.xmp,
+                alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+            )
+        )
+        return data, types.SimpleNamespace(seconds={"analysis": 0.25}, code_length_bits=0.0)
+
+    def decode_picture(
+        self,
+        data: bytes,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> tuple[Picture, types.SimpleNamespace]:
+        if model not in (None, "stand-in"):
+            raise UnsupportedError(f"the file was not made with model {model}")
+        container = unpack(data)
+        header = container.header
+        with Image.open(io.BytesIO(container.streams[0])) as image:
+            pixels = np.array(image)
+        alpha = decode_alpha(container.alpha, header.width, header.height) if header.alpha else None
+        picture = Picture(pixels, alpha, container.icc, container.exif, container.xmp)
+        return picture, types.SimpleNamespace(seconds={"synthesis": 0.5})
+
+    def find_model(self, fingerprint: bytes) -> types.SimpleNamespace:
+        if fingerprint != self.fingerprint:
+            raise UnsupportedError("these weights are not installed")
+        return types.SimpleNamespace(name="stand-in")
+
+
+@pytest.fixture
+def stand_in_codec(monkeypatch) -> StandInCodec:
+    codec = StandInCodec()
+    monkeypatch.setitem(sys.modules, "pycodec.api", codec)
+    monkeypatch.setattr(pycodec, "api", codec, raising=False)
+    return codec
