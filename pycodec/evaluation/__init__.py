@@ -1,0 +1,1 @@
+"""Measuring codecs: metrics, the classical codecs as anchors, BD-rates, tables and plots."""

@@ -1,0 +1,67 @@
+"""Distortion metrics between 8-bit pictures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pycodec.errors import InputError
+from pycodec.evaluation.extras import require
+
+# Five scales, each half of the one before, and a window of 11 pixels at the last.
+_MS_SSIM_MIN_SIDE = 161
+_BAND_ROWS = 256
+
+
+def _check_shapes(reference: np.ndarray, other: np.ndarray) -> None:
+    if reference.shape != other.shape:
+        raise InputError(f"the pictures differ in shape: {reference.shape} and {other.shape}")
+
+
+def psnr(reference: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio over all samples of all channels (RGB), in dB.
+
+    Args:
+        reference, other: uint8 [H, W] or [H, W, C].
+
+    Returns:
+        10 log10(255^2 / MSE); infinity for equal pictures.
+    """
+    _check_shapes(reference, other)
+    total = 0
+    for top in range(0, reference.shape[0], _BAND_ROWS):
+        band = slice(top, top + _BAND_ROWS)
+        error = reference[band].astype(np.int32) - other[band]
+        total += int(np.sum(error * error, dtype=np.int64))
+    return 10 * math.log10(255**2 * reference.size / total) if total else math.inf
+
+
+def ms_ssim(reference: np.ndarray, other: np.ndarray) -> float | None:
+    """Multi-scale structural similarity (Wang et al. 2003), mean of the channels, at most 1.
+
+    Args:
+        reference, other: uint8 [H, W] or [H, W, C].
+
+    Returns:
+        The similarity, or None for a picture with a side below 161 pixels, which has no fifth
+        scale.
+    """
+    import torch
+
+    _check_shapes(reference, other)
+    if min(reference.shape[:2]) < _MS_SSIM_MIN_SIDE:
+        return None
+    library = require("pytorch_msssim", "eval")
+
+    def batch(pixels: np.ndarray) -> torch.Tensor:
+        planes = np.moveaxis(np.atleast_3d(pixels), -1, 0).astype(np.float32)
+        return torch.from_numpy(planes)[None]
+
+    with torch.inference_mode():
+        return float(library.ms_ssim(batch(reference), batch(other), data_range=255))
+
+
+def ms_ssim_db(similarity: float) -> float:
+    """MS-SSIM on a scale on which curves can be read: -10 log10(1 - s)."""
+    return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
