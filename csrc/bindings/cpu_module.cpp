@@ -1,0 +1,9 @@
+#include "cpu_module.hpp"
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Native CPU kernels of pycodec.";
+  bind_simd_level(m);
+  bind_rans(m);
+  bind_quadtree_stage(m);
+  bind_quantized_conv2d(m);
+}

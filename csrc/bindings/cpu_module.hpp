@@ -1,0 +1,9 @@
+// What makes up the Python module pycodec._cpu: a bind function for each file beside this one.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_quadtree_stage(pybind11::module_& m);
+void bind_quantized_conv2d(pybind11::module_& m);
+void bind_rans(pybind11::module_& m);
+void bind_simd_level(pybind11::module_& m);

@@ -1,0 +1,70 @@
+#include "cpu/simd_level.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+namespace pycodec {
+namespace {
+
+constexpr SimdLevel kLevels[] = {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512Vnni};
+
+bool is_supported(SimdLevel level) {
+  switch (level) {
+    case SimdLevel::kScalar:
+      return true;
+#if defined(__x86_64__)
+    case SimdLevel::kAvx2:
+      return __builtin_cpu_supports("avx2");
+    case SimdLevel::kAvx512Vnni:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+    default:
+      return false;
+  }
+}
+
+std::atomic<SimdLevel>& current() {
+  static std::atomic<SimdLevel> level{supported_simd_levels().back()};
+  return level;
+}
+
+}  // namespace
+
+std::vector<SimdLevel> supported_simd_levels() {
+  std::vector<SimdLevel> levels;
+  std::copy_if(std::begin(kLevels), std::end(kLevels), std::back_inserter(levels), is_supported);
+  return levels;
+}
+
+SimdLevel simd_level() { return current(); }
+
+void set_simd_level(SimdLevel level) {
+  if (!is_supported(level)) {
+    throw std::invalid_argument(std::string("this processor cannot run the SIMD level ") +
+                                simd_level_name(level));
+  }
+  current() = level;
+}
+
+const char* simd_level_name(SimdLevel level) {
+  switch (level) {
+    case SimdLevel::kAvx2:
+      return "avx2";
+    case SimdLevel::kAvx512Vnni:
+      return "avx512vnni";
+    default:
+      return "scalar";
+  }
+}
+
+SimdLevel parse_simd_level(const std::string& name) {
+  for (const SimdLevel level : kLevels) {
+    if (name == simd_level_name(level)) return level;
+  }
+  throw std::invalid_argument("unknown SIMD level '" + name +
+                              "'; known are scalar, avx2 and avx512vnni");
+}
+
+}  // namespace pycodec

@@ -1,0 +1,9 @@
+"""The hot operations: a contract and a PyTorch reference each, and dispatch to the kernels.
+
+Every operation is a file here, and has the same name where its kernels are: ``csrc/cpu``,
+``csrc/cuda`` and ``triton_kernels``.
+"""
+
+from pycodec.ops.quantized_conv2d import QuantizedConv2d, quantized_conv2d
+
+__all__ = ["QuantizedConv2d", "quantized_conv2d"]

@@ -1,0 +1,331 @@
+"""Every implementation of the integer convolution gives the definition's bits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycodec import _cpu
+from pycodec.errors import InputError
+from pycodec.ops import QuantizedConv2d, quantized_conv2d
+from pycodec.ops.quantized_conv2d import OUTPUT_DTYPES
+
+ALL_LEVELS = ("scalar", "avx2", "avx512vnni")
+LEVELS = _cpu.supported_simd_levels()
+NUMPY_DTYPES = {
+    torch.uint8: np.uint8,
+    torch.int8: np.int8,
+    torch.int16: np.int16,
+    torch.int32: np.int32,
+}
+
+
+@contextlib.contextmanager
+def simd_level(name):
+    before = _cpu.simd_level()
+    _cpu.set_simd_level(name)
+    try:
+        yield
+    finally:
+        _cpu.set_simd_level(before)
+
+
+def naive(x, weight, bias, multiplier, shift, out_dtype, relu):
+    """The formula, a Python integer at a time."""
+    n, height, width, cin = x.shape
+    cout, kh, kw, _ = weight.shape
+    x, weight = x.tolist(), weight.tolist()
+    limits = torch.iinfo(out_dtype)
+    lower = max(0, limits.min) if relu else limits.min
+    out = np.zeros((n, height, width, cout), NUMPY_DTYPES[out_dtype])
+    for b, y, c, o in np.ndindex(out.shape):
+        acc = int(bias[o])
+        for i, j in np.ndindex(kh, kw):
+            yy, xx = y + i - kh // 2, c + j - kw // 2
+            if 0 <= yy < height and 0 <= xx < width:
+                acc += sum(x[b][yy][xx][k] * weight[o][i][j][k] for k in range(cin))
+        acc = (acc + 2**31) % 2**32 - 2**31
+        value = (acc * int(multiplier[o]) + 2 ** (shift - 1)) >> shift
+        out[b, y, c, o] = min(max(value, lower), limits.max)
+    return torch.from_numpy(out)
+
+
+def make_layer(
+    rng, shape, *, kernel=(3, 3), cout=8, x_dtype=torch.uint8, extreme=False, big_bias=False
+):
+    """Random (x, weight, bias, multiplier); extreme: only the ends of the ranges."""
+
+    def draw(dtype, size):
+        limits = np.iinfo(dtype)
+        if extreme:
+            return rng.choice(np.array([limits.min, limits.max], dtype), size)
+        return rng.integers(limits.min, limits.max, size, dtype, endpoint=True)
+
+    x = draw(NUMPY_DTYPES[x_dtype], shape)
+    weight = draw(np.int8, (cout, *kernel, shape[-1]))
+    bias = draw(np.int32, cout) if big_bias else rng.integers(-5000, 5000, cout, np.int32)
+    multiplier = (
+        np.full(cout, 2**31 - 1, np.int32)
+        if extreme
+        else rng.integers(0, 2**31 - 1, cout, np.int32, endpoint=True)
+    )
+    return [torch.from_numpy(np.asarray(a)) for a in (x, weight, bias, multiplier)]
+
+
+@st.composite
+def cases(draw, max_side=9, max_channels=40, kernels=(1, 3, 5)):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    side = st.integers(1, max_side)
+    size = draw(st.sampled_from(["1x1", "1xN", "Nx1", "HxW"]))
+    height = 1 if size in ("1x1", "1xN") else draw(side)
+    width = 1 if size in ("1x1", "Nx1") else draw(side)
+    shape = (draw(st.integers(1, 2)), height, width, draw(st.integers(1, max_channels)))
+    tensors = make_layer(
+        rng,
+        shape,
+        kernel=(draw(st.sampled_from(kernels)), draw(st.sampled_from(kernels))),
+        cout=draw(st.integers(1, max_channels)),
+        x_dtype=draw(st.sampled_from([torch.uint8, torch.int8])),
+        extreme=draw(st.booleans()),
+        big_bias=draw(st.booleans()),
+    )
+    # Shifts around 31 + log2(accumulator / range) leave values in range; the others test the ends.
+    shift = draw(st.one_of(st.integers(34, 48), st.integers(1, 62)))
+    out_dtype = draw(st.sampled_from(OUTPUT_DTYPES))
+    return (*tensors, shift), {"out_dtype": out_dtype, "relu": draw(st.booleans())}
+
+
+def assert_same(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert torch.equal(actual, expected)
+
+
+@given(cases(max_side=4, max_channels=5, kernels=(1, 3)))
+@settings(max_examples=60, deadline=None)
+def test_reference_is_the_formula(case):
+    arguments, options = case
+    expected = naive(*arguments, options["out_dtype"], options["relu"])
+    assert_same(quantized_conv2d(*arguments, **options, backend="reference"), expected)
+
+
+@given(cases(max_channels=140), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_native_equals_reference(case, threads):
+    arguments, options = case
+    expected = quantized_conv2d(*arguments, **options, backend="reference")
+    x, *parameters = arguments
+    for level in LEVELS:
+        with simd_level(level):
+            conv = QuantizedConv2d(*parameters, **options, backend="native")
+        assert conv._packed.simd_level == level
+        assert_same(conv(x, threads=threads), expected)
+
+
+@pytest.mark.parametrize("cout", [*range(1, 9), 16, 31, 33, 64, 65, 80, 96, 112, 128, 160])
+def test_every_register_tile(cout):
+    """All numbers of channel vectors, with numbers of positions that do not fill the last tile."""
+    rng = np.random.default_rng(cout)
+    for shape in ((1, 1, 1, 7), (1, 5, 5, 4), (2, 5, 7, 9)):
+        x, *parameters = make_layer(rng, shape, cout=cout)
+        options = {"shift": 40, "out_dtype": torch.int16}
+        expected = quantized_conv2d(x, *parameters, **options, backend="reference")
+        assert expected.unique().numel() > min(3, expected.numel() - 1)
+        for level in LEVELS:
+            with simd_level(level):
+                assert_same(quantized_conv2d(x, *parameters, **options, backend="native"), expected)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.uint8, torch.int8])
+def test_pair_sums_beyond_16_bits(x_dtype):
+    """What vpmaddubsw would saturate: 2 * 255 * 127 does not fit in int16."""
+    x = torch.full((1, 4, 4, 64), torch.iinfo(x_dtype).max, dtype=x_dtype)
+    weight = torch.full((16, 3, 3, 64), 127, dtype=torch.int8)
+    bias, multiplier = torch.zeros(16, dtype=torch.int32), torch.full((16,), 2, dtype=torch.int32)
+    for level in LEVELS:
+        with simd_level(level):
+            out = quantized_conv2d(
+                x, weight, bias, multiplier, 1, out_dtype=torch.int32, backend="native"
+            )
+        assert int(out[0, 1, 1, 0]) == 9 * 64 * 127 * torch.iinfo(x_dtype).max
+
+
+def test_accumulators_wrap():
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.uint8) + 1
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.int8)
+    bias = torch.tensor([2**31 - 1], dtype=torch.int32)
+    multiplier = torch.tensor([2], dtype=torch.int32)
+    for backend in ("reference", "native"):
+        out = quantized_conv2d(
+            x, weight, bias, multiplier, 1, out_dtype=torch.int32, backend=backend
+        )
+        assert int(out) == -(2**31)
+
+
+def test_empty_batch():
+    x, *parameters = make_layer(np.random.default_rng(0), (0, 3, 3, 4))
+    for backend in ("reference", "native"):
+        out = quantized_conv2d(x, *parameters, 40, out_dtype=torch.int8, backend=backend)
+        assert out.shape == (0, 3, 3, 8)
+
+
+def test_layer_is_shared_by_threads():
+    """Several callers at once, each with helpers from the one pool."""
+    rng = np.random.default_rng(1)
+    x, *parameters = make_layer(rng, (1, 24, 31, 33), cout=48)
+    conv = QuantizedConv2d(*parameters, 40, out_dtype=torch.uint8)
+    expected = conv(x, threads=1)
+    wrong = []
+
+    def work():
+        wrong.extend(1 for _ in range(20) if not torch.equal(conv(x, threads=3), expected))
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+FORK = """
+import os, torch
+from pycodec.ops import QuantizedConv2d
+one = torch.ones(64, dtype=torch.int32)
+weight = torch.ones(64, 3, 3, 8, dtype=torch.int8)
+conv = QuantizedConv2d(weight, one, one, 1, out_dtype=torch.int32)
+x = torch.ones(1, 40, 40, 8, dtype=torch.uint8)
+expected = conv(x, threads=2)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(conv(x, threads=2), expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_makes_its_own_threads():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("out_dtype", OUTPUT_DTYPES)
+def test_opcheck(x_dtype, out_dtype):
+    layer = make_layer(np.random.default_rng(2), (1, 4, 5, 6), x_dtype=x_dtype)
+    torch.library.opcheck(torch.ops.pycodec.quantized_conv2d, (*layer, 40, out_dtype, True))
+
+
+def test_registered_op_is_the_default():
+    layer = make_layer(np.random.default_rng(3), (1, 6, 6, 12))
+    assert_same(
+        quantized_conv2d(*layer, 40, out_dtype=torch.int8),
+        quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend="reference"),
+    )
+
+
+def test_triton_interpreter_equals_reference():
+    """In a process of its own: Triton decides at import whether it interprets."""
+    pytest.importorskip("triton")
+    script = os.path.join(os.path.dirname(__file__), "triton_interpreter_check.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    assert "cases are equal" in result.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@given(cases(max_side=40, max_channels=140))
+@settings(max_examples=100, deadline=None)
+def test_gpu_equals_reference(backend, case):
+    arguments, options = case
+    *tensors, shift = arguments
+    on_gpu = [t.cuda() for t in tensors]
+    actual = quantized_conv2d(*on_gpu, shift, **options, backend=backend).cpu()
+    assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
+
+
+BAD_ARGUMENTS = {
+    "x dtype": lambda a: a.update(x=a["x"].to(torch.int32)),
+    "x channels": lambda a: a.update(x=a["x"][..., 1:].contiguous()),
+    "x layout": lambda a: a.update(x=a["x"].transpose(1, 2)),
+    "x dimensions": lambda a: a.update(x=a["x"][0]),
+    "weight dtype": lambda a: a.update(weight=a["weight"].to(torch.uint8)),
+    "weight layout": lambda a: a.update(weight=a["weight"].permute(0, 2, 1, 3)),
+    "even kernel": lambda a: a.update(weight=a["weight"][:, :2].contiguous()),
+    "bias length": lambda a: a.update(bias=a["bias"][1:]),
+    "bias dtype": lambda a: a.update(bias=a["bias"].long()),
+    "multiplier length": lambda a: a.update(multiplier=a["multiplier"][1:]),
+    "shift 0": lambda a: a.update(shift=0),
+    "shift 63": lambda a: a.update(shift=63),
+    "out_dtype": lambda a: a.update(out_dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "reference", "native"])
+@pytest.mark.parametrize("fault", BAD_ARGUMENTS)
+def test_bad_arguments(fault, backend):
+    layer = make_layer(np.random.default_rng(4), (1, 4, 5, 6))
+    arguments = dict(zip(("x", "weight", "bias", "multiplier"), layer, strict=True))
+    arguments |= {"shift": 40, "out_dtype": torch.int8}
+    BAD_ARGUMENTS[fault](arguments)
+    with pytest.raises(InputError):
+        quantized_conv2d(**arguments, backend=backend)
+
+
+def test_unknown_backend():
+    layer = make_layer(np.random.default_rng(5), (1, 1, 1, 1))
+    with pytest.raises(InputError, match="reference, native, cuda, triton"):
+        quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend="abacus")
+
+
+def test_simd_levels():
+    assert LEVELS[0] == "scalar"
+    assert _cpu.simd_level() == LEVELS[-1]
+    with pytest.raises(InputError, match="unknown"):
+        _cpu.set_simd_level("mmx")
+    for level in set(ALL_LEVELS) - set(LEVELS):
+        with pytest.raises(InputError, match="cannot run"):
+            _cpu.set_simd_level(level)
+    assert _cpu.simd_level() == LEVELS[-1]
+
+
+def test_native_module_checks_for_itself():
+    """The module is also called without torch, so it cannot rely on the operation's checks."""
+    weight = np.ones((2, 3, 3, 4), np.int8)
+    per_channel = np.ones(2, np.int32)
+    good = (weight, per_channel, per_channel, 8)
+    for bad, message in (
+        ((weight[0], per_channel, per_channel, 8), "weight"),
+        ((weight[:, :2], per_channel, per_channel, 8), "odd"),
+        ((weight[..., :0], per_channel, per_channel, 8), "channel"),
+        ((weight, per_channel[1:], per_channel, 8), "bias"),
+        ((weight, per_channel, per_channel, 63), "shift"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _cpu.QuantizedConv2d(*bad, np.int8)
+    with pytest.raises(InputError, match="out_dtype"):
+        _cpu.QuantizedConv2d(*good, np.float32)
+    conv = _cpu.QuantizedConv2d(*good, np.int8)
+    x = np.ones((1, 5, 6, 4), np.uint8)
+    for bad, message in (
+        (x.astype(np.float32), "uint8"),
+        (x[0], "batch"),
+        (x[..., :3].copy(), "batch"),
+        (x[:, ::2], "contiguous"),
+    ):
+        with pytest.raises(InputError, match=message):
+            conv.run(bad)
+    with pytest.raises(InputError, match="threads"):
+        conv.run(x, threads=0)

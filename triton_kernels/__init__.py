@@ -1,0 +1,1 @@
+"""Triton kernels, a file an operation; installed as ``pycodec.triton_kernels``."""
