@@ -1,0 +1,226 @@
+"""Encoding pictures to files and back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pycodec.coding.alpha import decode_alpha, encode_alpha
+from pycodec.coding.container import Codec, Container, Header, pack, unpack
+from pycodec.coding.tables import TableSet
+from pycodec.errors import CodecError, InputError, UnsupportedError
+from pycodec.images import Picture, from_any
+from pycodec.models.photo import DEFAULT_TILE_LOG2, CodedPicture, PhotoCodec
+from pycodec.models.zoo import DEFAULT_MODEL, find_model, load_model
+
+__all__ = ["decode", "decode_picture", "encode", "encode_picture", "find_model", "load_model"]
+
+
+@dataclass
+class EncodeStats:
+    """What an encoding took.
+
+    Attributes:
+        coded: what the codec returned: streams, symbols and the table of each.
+        tables: the probability tables of the model.
+    """
+
+    coded: CodedPicture
+    tables: TableSet
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage: ``analysis``, ``entropy``, ``rans``, ``container``."""
+        return self.coded.seconds
+
+    @property
+    def symbols(self) -> int:
+        """Number of symbols coded."""
+        return sum(map(len, self.coded.symbols))
+
+    @property
+    def code_length_bits(self) -> float:
+        """What an ideal coder would need with the model's tables; summed up when asked for."""
+        tiles = zip(self.coded.symbols, self.coded.indexes, strict=True)
+        return sum(self.tables.cost_bits(symbols, indexes) for symbols, indexes in tiles)
+
+
+@dataclass
+class DecodeStats:
+    """What a decoding took: seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def encode(
+    image: Any,
+    quality: float = 50,
+    *,
+    lossless: bool = False,
+    model: str | Path | PhotoCodec | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> bytes | list[bytes]:
+    """Encode a picture to the bytes of an ``.lci`` file.
+
+    Args:
+        image: uint8 array [H, W] or [H, W, C] with 1, 3 or 4 channels; a PIL image; a tensor
+            [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
+        quality: 1 (smallest file) to 100 (best picture), any number between.
+        lossless: not available yet.
+        model: name, folder, or a loaded model; None for the package's own.
+        device: of the transforms, such as ``"cuda"``; None for the CPU.
+        threads: of the CPU; None for all.
+
+    Returns:
+        The file; a list of files for a list.
+
+    Raises:
+        CodecError: the picture or an argument cannot be used.
+    """
+    if isinstance(image, list):
+        return [
+            encode(i, quality, lossless=lossless, model=model, device=device, threads=threads)
+            for i in image
+        ]
+    options = {"lossless": lossless, "model": model, "device": device, "threads": threads}
+    data, _ = encode_picture(from_any(image), quality, **options)
+    return data
+
+
+def decode(
+    data: bytes | list[bytes], *, device: str | None = None, threads: int | None = None
+) -> np.ndarray | list[np.ndarray]:
+    """Decode an ``.lci`` file.
+
+    Args:
+        data: the bytes of a file, or a list of files.
+        device, threads: as in :func:`encode`.
+
+    Returns:
+        uint8 [H, W] for a gray picture, [H, W, 3] for colour, [H, W, 2] and [H, W, 4] with alpha;
+        a list for a list.
+
+    Raises:
+        CorruptStreamError: the file is damaged or truncated.
+        UnsupportedError: the file needs another version or model.
+    """
+    if isinstance(data, list):
+        return [decode(item, device=device, threads=threads) for item in data]
+    picture, _ = decode_picture(data, device=device, threads=threads)
+    if picture.alpha is None:
+        return picture.pixels
+    pixels = picture.pixels if picture.pixels.ndim == 3 else picture.pixels[..., None]
+    return np.concatenate([pixels, picture.alpha[..., None]], axis=2)
+
+
+def encode_picture(
+    picture: Picture,
+    quality: float,
+    *,
+    lossless: bool = False,
+    model: str | Path | PhotoCodec | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    tile: int | None = None,
+) -> tuple[bytes, EncodeStats]:
+    """Encode a picture with its metadata; see :func:`encode` for the arguments.
+
+    Args:
+        tile: side of the tiles in pixels, a power of two of at least 64; None for 1024.
+    """
+    if lossless:
+        raise CodecError("lossless coding is not available in this version; leave lossless out")
+    codec = model if isinstance(model, PhotoCodec) else load_model(model or DEFAULT_MODEL, device)
+    pixels = picture.pixels
+    if picture.gray:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    coded = codec.compress(pixels, quality, tile_log2=_tile_log2(tile), threads=threads)
+    began = time.perf_counter()
+    header = Header(
+        codec=Codec.PHOTO,
+        fingerprint=codec.fingerprint,
+        width=picture.width,
+        height=picture.height,
+        gray=picture.gray,
+        alpha=picture.alpha is not None,
+        bit_depth=8,
+        quality=coded.quality_code,
+        tile_log2=coded.tile_log2,
+    )
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    data = pack(
+        Container(
+            header, coded.streams, icc=picture.icc, exif=picture.exif, xmp=picture.xmp, alpha=alpha
+        )
+    )
+    coded.seconds["container"] = time.perf_counter() - began
+    return data, EncodeStats(coded, codec.entropy_model.tables)
+
+
+def decode_picture(
+    data: bytes,
+    *,
+    model: str | Path | PhotoCodec | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> tuple[Picture, DecodeStats]:
+    """Decode a file to a picture with its metadata.
+
+    Args:
+        data: the bytes of a file.
+        model: where the file's model is, if it is none of the package's.
+        device, threads: as in :func:`encode`.
+    """
+    began = time.perf_counter()
+    container = unpack(data)
+    header = container.header
+    if header.codec != Codec.PHOTO or header.bit_depth != 8:
+        raise UnsupportedError(
+            f"the file uses codec {int(header.codec)} with {header.bit_depth} bits, which this "
+            "version cannot decode; update pycodec"
+        )
+    stats = DecodeStats({"container": time.perf_counter() - began})
+    codec = _decoding_model(header.fingerprint, model, device)
+    pixels = codec.decompress(
+        container.streams,
+        header.width,
+        header.height,
+        header.quality,
+        tile_log2=header.tile_log2,
+        threads=threads,
+        seconds=stats.seconds,
+    )
+    if header.gray:
+        pixels = np.rint(pixels.mean(axis=2, dtype=np.float32)).astype(np.uint8)
+    alpha = None
+    if header.alpha:
+        alpha = decode_alpha(container.alpha, header.width, header.height)
+    picture = Picture(pixels, alpha, icc=container.icc, exif=container.exif, xmp=container.xmp)
+    return picture, stats
+
+
+def _decoding_model(
+    fingerprint: bytes, model: str | Path | PhotoCodec | None, device: str | None
+) -> PhotoCodec:
+    if model is None:
+        return find_model(fingerprint, device)
+    codec = model if isinstance(model, PhotoCodec) else load_model(model, device)
+    if codec.fingerprint != fingerprint:
+        raise UnsupportedError(
+            f"the file was made with model {fingerprint.hex()}, not with {codec.name} "
+            f"({codec.fingerprint.hex()})"
+        )
+    return codec
+
+
+def _tile_log2(tile: int | None) -> int:
+    if tile is None:
+        return DEFAULT_TILE_LOG2
+    if tile < 64 or tile & (tile - 1):
+        raise InputError(f"the tile size must be a power of two of at least 64, not {tile}")
+    return tile.bit_length() - 1

@@ -1,0 +1,103 @@
+"""Building blocks shared by the codecs' float transforms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+QUALITY_NODES = 9
+"""Nodes of every piecewise linear function of quality."""
+
+
+def quality_position(quality: Tensor | float) -> Tensor:
+    """Map quality in [1, 100] to a position in [0, QUALITY_NODES - 1] on the node axis."""
+    quality = torch.as_tensor(quality, dtype=torch.float32)
+    return (quality.clamp(1.0, 100.0) - 1.0) * ((QUALITY_NODES - 1) / 99.0)
+
+
+class QualityTable(nn.Module):
+    """A vector that is a piecewise linear function of quality.
+
+    Args:
+        channels: length of the vector.
+        initial: ``[QUALITY_NODES]`` or scalar start value, the same for every channel.
+    """
+
+    def __init__(self, channels: int, initial: Tensor | float = 0.0) -> None:
+        super().__init__()
+        start = torch.as_tensor(initial, dtype=torch.float32).expand(QUALITY_NODES)
+        self.nodes = nn.Parameter(start[:, None].repeat(1, channels))
+
+    def forward(self, quality: Tensor) -> Tensor:
+        """``quality [B]`` in [1, 100] to values ``[B, channels]``."""
+        position = quality_position(quality)
+        low = position.floor().clamp(max=QUALITY_NODES - 2)
+        fraction = (position - low)[:, None]
+        index = low.long()
+        return torch.lerp(self.nodes[index], self.nodes[index + 1], fraction)
+
+
+class QualityAffine(nn.Module):
+    """Scale and shift of feature channels by quality (gain units, arXiv 2003.02012, with shift)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = QualityTable(channels)
+        self.shift = QualityTable(channels)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        scale = self.log_scale(quality).exp()[:, :, None, None].to(x.dtype)
+        shift = self.shift(quality)[:, :, None, None].to(x.dtype)
+        return torch.addcmul(shift, x, scale)
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv3x3(relu(conv3x3(x)))``, the identity at the start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv1.bias)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class BottleneckBlock(nn.Module):
+    """``x + conv1x1(relu(conv3x3(relu(conv1x1(x)))))`` with half the channels inside.
+
+    A wide stream carries the signal, a narrow branch corrects it: at equal cost this keeps far more
+    of the picture than a narrow stream of plain residual blocks, which caps the PSNR at high rates.
+    It starts as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.reduce = nn.Conv2d(channels, inner, 1)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1)
+        self.expand = nn.Conv2d(inner, channels, 1)
+        for layer in (self.reduce, self.conv):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.expand(F.relu(self.conv(F.relu(self.reduce(x)))))
+
+
+class Upsample(nn.Module):
+    """A pointwise convolution to 4 times the channels, then a pixel shuffle by 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)

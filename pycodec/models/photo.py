@@ -1,0 +1,397 @@
+"""The photo codec: float transforms around the integer entropy model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pycodec.context.integer_entropy_model import (
+    HYPER_STRIDE,
+    IntegerEntropyModel,
+    to_fixed_point,
+)
+from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
+from pycodec.models.blocks import QualityTable
+from pycodec.models.photo_network import PhotoConfig
+from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
+from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
+
+ANALYSIS_HALO = 96
+"""Pixels around a tile that its latents depend on (72), rounded up to whole latents, plus one."""
+
+SYNTHESIS_HALO = 6
+"""Latents around a tile that its pixels depend on (5), plus one."""
+
+DEFAULT_TILE_LOG2 = 10
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
+
+
+@dataclass
+class CodedPicture:
+    """What ``PhotoCodec.compress`` returns.
+
+    Attributes:
+        streams: one rANS stream a tile, tiles in raster order.
+        quality_code: quality in hundredths, as the decoder needs it.
+        tile_log2: log2 of the tiles' side in pixels.
+        symbols, indexes: one array a tile: its symbols in stream order, and the table of each.
+        seconds: time by stage: ``analysis``, ``entropy``, ``rans``.
+    """
+
+    streams: list[bytes]
+    quality_code: int
+    tile_log2: int
+    symbols: list[np.ndarray] = field(default_factory=list)
+    indexes: list[np.ndarray] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class PhotoCodec:
+    """A codec for photographs whose one set of weights serves every quality from 1 to 100.
+
+    Args:
+        tensors: weights, as ``save_photo_model`` writes them.
+        config: widths of the networks.
+        fingerprint: 8 bytes that name these weights in files.
+        name: of the model.
+        device: of the transforms; the entropy model runs on the CPU.
+        backend: of the entropy model, ``native`` or ``reference``.
+
+    Transforms run in bfloat16 where the processor computes in it natively, else in float32. That
+    may change a pixel by a rounding, never a symbol.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        config: PhotoConfig,
+        fingerprint: bytes,
+        *,
+        name: str = "photo",
+        device: str | torch.device | None = None,
+        backend: str = "native",
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.config = config
+        self.device = torch.device(device or "cpu")
+        self.dtype = _transform_dtype(self.device)
+        latents = config.latent_channels
+        self.analysis = self._transform(Analysis(config.widths, latents), tensors, "analysis.")
+        self.hyper_analysis = self._transform(
+            HyperAnalysis(latents, config.hyper_hidden, config.hyper_channels),
+            tensors,
+            "hyper_analysis.",
+        )
+        self.synthesis = self._transform(Synthesis(config.widths, latents), tensors, "synthesis.")
+        self.entropy_model = IntegerEntropyModel(_strip(tensors, "entropy."), backend)
+        if self.entropy_model.latent_channels != latents:
+            raise InputError("the weights do not fit the model's configuration")
+
+    def _transform(
+        self, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str
+    ) -> nn.Module:
+        module.load_state_dict({k: v.float() for k, v in _strip(tensors, prefix).items()})
+        module = module.eval().requires_grad_(False)
+        module = module.to(self.device, memory_format=torch.channels_last)
+        for child in module.modules():
+            if isinstance(child, nn.Conv2d):
+                child.to(self.dtype)
+        # Latents span many quantization steps: bfloat16 has too few bits for them.
+        if isinstance(module, Synthesis):
+            module.head.float()
+        for child in module.modules():
+            if isinstance(child, QualityTable):
+                child.float()
+        return module
+
+    def compress(
+        self,
+        pixels: np.ndarray,
+        quality: float = 50.0,
+        *,
+        tile_log2: int = DEFAULT_TILE_LOG2,
+        threads: int | None = None,
+    ) -> CodedPicture:
+        """Encode a picture.
+
+        Args:
+            pixels: uint8 [H, W, 3].
+            quality: 1 to 100, in steps of a hundredth.
+            tile_log2: tiles have a side of 2**tile_log2 pixels, at least 64. Tiles bound the memory
+                and can be decoded alone; the context does not reach across their borders, the
+                transforms do, so there is no seam.
+            threads: of the CPU; None for all.
+
+        Raises:
+            InputError: an argument is out of its range.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        if not 1 <= quality <= 100:
+            raise InputError(f"quality must be 1 to 100, not {quality:g}")
+        if not 6 <= tile_log2 <= 20:
+            raise InputError(f"the log2 of the tile size must be 6 to 20, not {tile_log2}")
+        coded = CodedPicture([], round(quality * 100), tile_log2)
+        with _threads(threads) as count, torch.inference_mode():
+            for tile in _tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
+                self._compress_tile(pixels, tile, coded, count)
+        return coded
+
+    def _compress_tile(
+        self, pixels: np.ndarray, tile: _Tile, coded: CodedPicture, threads: int
+    ) -> None:
+        began = time.perf_counter()
+        latents, hyperlatents = self._analyse(pixels, tile, coded.quality_code)
+        _add(coded.seconds, "analysis", time.perf_counter() - began)
+        result = self.entropy_model.encode(latents, hyperlatents, coded.quality_code, threads)
+        for stage, seconds in result.seconds.items():
+            _add(coded.seconds, stage, seconds)
+        coded.streams.append(result.stream)
+        coded.symbols.append(result.symbols)
+        coded.indexes.append(result.indexes)
+
+    def _analyse(self, pixels: np.ndarray, tile: _Tile, quality_code: int) -> tuple[Tensor, Tensor]:
+        """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
+        top, left = max(0, tile.top - ANALYSIS_HALO), max(0, tile.left - ANALYSIS_HALO)
+        window = pixels[top : tile.bottom + ANALYSIS_HALO, left : tile.right + ANALYSIS_HALO]
+        x = torch.tensor(window, device=self.device)
+        # [1, 3, H, W] in channels-last memory: a view of the interleaved pixels.
+        x = (x.float() / 255)[None].permute(0, 3, 1, 2)
+        x = _pad_to_multiple(x, LATENT_STRIDE).to(self.dtype)
+        quality = torch.tensor([quality_code / 100], device=self.device)
+        y = self.analysis(x, quality)
+        row, column = (tile.top - top) // LATENT_STRIDE, (tile.left - left) // LATENT_STRIDE
+        y = y[:, :, row : row + tile.latent_height, column : column + tile.latent_width]
+        z = self.hyper_analysis(_pad_to_multiple(y, HYPER_STRIDE), quality)
+        latents = to_fixed_point(y[0].permute(1, 2, 0)).cpu()
+        return latents, torch.round(z[0].permute(1, 2, 0).float()).int().cpu()
+
+    def decompress(
+        self,
+        streams: list[bytes],
+        width: int,
+        height: int,
+        quality_code: int,
+        *,
+        tile_log2: int = DEFAULT_TILE_LOG2,
+        threads: int | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Decode a picture: uint8 [height, width, 3].
+
+        Args:
+            streams: one a tile, in raster order.
+            width, height: in pixels.
+            quality_code: quality in hundredths.
+            tile_log2, threads: as in ``compress``.
+            seconds: times are added to its items ``entropy``, ``rans`` and ``synthesis``.
+
+        Raises:
+            CorruptStreamError: the number of streams is wrong or a stream is damaged.
+        """
+        tiles = list(_tiles(height, width, 1 << tile_log2))
+        if len(streams) != len(tiles):
+            raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
+        seconds = {} if seconds is None else seconds
+        side = (1 << tile_log2) // LATENT_STRIDE
+        columns = -(-width // (1 << tile_log2))
+        rows = len(tiles) // columns
+        latent_width = -(-width // LATENT_STRIDE)
+        pixels: np.ndarray | None = None
+        # Three rows of tiles at most are held: the one that is synthesized and its neighbours.
+        bands: dict[int, Tensor] = {}
+        with _threads(threads) as count, torch.inference_mode():
+            for row in range(rows):
+                for needed in range(row, min(row + 2, rows)):
+                    if needed not in bands:
+                        first = needed * columns
+                        band = tiles[first : first + columns]
+                        bands[needed] = self._decode_band(
+                            band,
+                            streams[first : first + columns],
+                            latent_width,
+                            quality_code,
+                            count,
+                            seconds,
+                        )
+                if pixels is None:  # allocated only once a first band of streams has made sense
+                    pixels = np.empty((height, width, 3), np.uint8)
+                bands.pop(row - 2, None)
+                above = bands[row - 1][-SYNTHESIS_HALO:] if row else None
+                below = bands[row + 1][:SYNTHESIS_HALO] if row + 1 < rows else None
+                parts = [part for part in (above, bands[row], below) if part is not None]
+                latents = torch.cat(parts) if len(parts) > 1 else parts[0]
+                began = time.perf_counter()
+                for tile in tiles[row * columns : (row + 1) * columns]:
+                    halo_above = 0 if above is None else above.shape[0]
+                    self._synthesize(latents, halo_above, tile, side, quality_code, pixels)
+                _add(seconds, "synthesis", time.perf_counter() - began)
+        assert pixels is not None
+        return pixels
+
+    def _decode_band(
+        self,
+        band: list[_Tile],
+        streams: list[bytes],
+        latent_width: int,
+        quality_code: int,
+        threads: int,
+        seconds: dict[str, float],
+    ) -> Tensor:
+        """Latents of one row of tiles, int32 [h, latent_width, M]."""
+        parts = [
+            self.entropy_model.decode(
+                stream, tile.latent_height, tile.latent_width, quality_code, threads, seconds
+            )
+            for tile, stream in zip(band, streams, strict=True)
+        ]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _synthesize(
+        self,
+        latents: Tensor,
+        halo_above: int,
+        tile: _Tile,
+        side: int,
+        quality_code: int,
+        pixels: np.ndarray,
+    ) -> None:
+        """Write the pixels of one tile; ``latents`` are its band's with halo rows."""
+        start = tile.left // LATENT_STRIDE
+        left = max(0, start - SYNTHESIS_HALO)
+        window = latents[:, left : start + tile.latent_width + SYNTHESIS_HALO].to(self.device)
+        y = (window.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
+        quality = torch.tensor([quality_code / 100], device=self.device)
+        x = self.synthesis(y, quality, self.dtype)
+        row, column = halo_above * LATENT_STRIDE, (start - left) * LATENT_STRIDE
+        height, width = tile.bottom - tile.top, tile.right - tile.left
+        x = x[0, :, row : row + height, column : column + width]
+        x = (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels[tile.top : tile.bottom, tile.left : tile.right] = x.permute(1, 2, 0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Tile:
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def latent_height(self) -> int:
+        return -(-(self.bottom - self.top) // LATENT_STRIDE)
+
+    @property
+    def latent_width(self) -> int:
+        return -(-(self.right - self.left) // LATENT_STRIDE)
+
+
+def _tiles(height: int, width: int, side: int) -> Iterator[_Tile]:
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield _Tile(top, left, min(top + side, height), min(left + side, width))
+
+
+def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the right and bottom edges of ``[1, C, H, W]`` up to a multiple."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _add(seconds: dict[str, float], stage: str, amount: float) -> None:
+    seconds[stage] = seconds.get(stage, 0.0) + amount
+
+
+def _transform_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is computed natively: elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextlib.contextmanager
+def _threads(threads: int | None) -> Iterator[int]:
+    """Run torch with ``threads`` threads, then restore its setting."""
+    before = torch.get_num_threads()
+    if threads is None or threads == before:
+        yield before
+        return
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    torch.set_num_threads(threads)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def save_photo_model(folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig) -> None:
+    """Write a model folder: ``model.safetensors`` and ``model.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {k: v.contiguous() for k, v in tensors.items()}
+    weights = safetensors.torch.save(contiguous)
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    digest = hashlib.sha256(weights).hexdigest()
+    description = {"kind": "photo", "sha256": digest, "config": dataclasses.asdict(config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_photo_model(
+    folder: Path, *, device: str | torch.device | None = None, backend: str = "native"
+) -> PhotoCodec:
+    """Load a model folder.
+
+    Raises:
+        InputError: the folder holds no model, or its weights are not those that were saved.
+        UnsupportedError: it holds a model of another kind.
+    """
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text())
+        weights = (folder / WEIGHTS_FILE).read_bytes()
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} is not a model folder: {error}") from error
+    if description.get("kind") != "photo":
+        raise UnsupportedError(f"{folder} holds a model of kind {description.get('kind')!r}")
+    digest = hashlib.sha256(weights)
+    if digest.hexdigest() != description["sha256"]:
+        raise InputError(f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
+    try:
+        tensors = safetensors.torch.load(weights)
+        config = PhotoConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+        )
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise InputError(f"{folder} holds no valid model: {error}") from error
+    return PhotoCodec(
+        tensors, config, digest.digest()[:8], name=folder.name, device=device, backend=backend
+    )

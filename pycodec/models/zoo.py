@@ -1,0 +1,61 @@
+"""Finding models: by name among those in the package, or by the path of a model folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from pycodec.errors import InputError, UnsupportedError
+from pycodec.models.photo import CONFIG_FILE, PhotoCodec, load_photo_model
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "photo"
+
+
+def model_names() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(p.parent.name for p in WEIGHTS.glob(f"*/{CONFIG_FILE}"))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(folder: Path, device: str | None) -> PhotoCodec:
+    return load_photo_model(folder, device=device)
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None) -> PhotoCodec:
+    """Load a model; loaded models are kept and shared.
+
+    Args:
+        name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` wrote.
+        device: of the transforms, such as ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        InputError: there is no such model, or the device cannot be used.
+    """
+    folder = WEIGHTS / str(name_or_path)
+    if not (folder / CONFIG_FILE).is_file():
+        folder = Path(name_or_path)
+    if not (folder / CONFIG_FILE).is_file():
+        names = ", ".join(model_names()) or "none"
+        raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
+    try:
+        return _load(folder.resolve(), None if device is None else str(device))
+    except (RuntimeError, AssertionError) as error:  # torch's ways to refuse a device
+        raise InputError(f"cannot use device {device!r}: {error}") from error
+
+
+def find_model(fingerprint: bytes, device: str | None = None) -> PhotoCodec:
+    """The model of the package whose weights have this fingerprint.
+
+    Raises:
+        UnsupportedError: none has.
+    """
+    for name in model_names():
+        description = json.loads((WEIGHTS / name / CONFIG_FILE).read_text())
+        if bytes.fromhex(description["sha256"])[:8] == fingerprint:
+            return load_model(name, device)
+    raise UnsupportedError(
+        f"the file needs a model with fingerprint {fingerprint.hex()}, which is not in this "
+        "version of pycodec; pass its folder with --model, or use the version that wrote the file"
+    )

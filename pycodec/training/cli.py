@@ -1,0 +1,65 @@
+"""``pycodec train``: from a folder of photographs to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from pycodec.training.train import Trainer, TrainingOptions
+
+_HELP = {
+    "steps": "optimizer steps of the whole run",
+    "decay": "last steps, over which the learning rate falls to zero",
+    "quantize": "last steps, in which integer arithmetic is simulated",
+    "warmup": "first steps, over which the learning rate rises",
+    "batch": "pictures a step",
+    "crop": "side of the training crops in pixels",
+    "learning_rate": "of Adam",
+    "clip": "largest norm of the gradient",
+    "seed": "of all random choices",
+    "save_minutes": "time between checkpoints",
+    "validate_every": "steps between validations",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("folder", type=Path, help="folder of training pictures, searched deeply")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="run folder: checkpoint (resumed if there), log.csv, and at the end model/",
+    )
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint whose weights a fresh run starts from"
+    )
+    parser.add_argument(
+        "--float32", action="store_true", help="train in float32 instead of mixed bfloat16"
+    )
+    parser.add_argument(
+        "--export-only", action="store_true", help="write model/ from the checkpoint as it is"
+    )
+    for option in fields(TrainingOptions):
+        if option.name in _HELP:
+            parser.add_argument(
+                "--" + option.name.replace("_", "-"),
+                type=type(option.default),
+                default=option.default,
+                help=f"{_HELP[option.name]} (default: %(default)s)",
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, resume or export; returns the exit code."""
+    options = TrainingOptions(
+        bfloat16=not args.float32, **{name: getattr(args, name) for name in _HELP}
+    )
+    trainer = Trainer(args.folder, args.out, options, start=args.start)
+    if not args.export_only:
+        trainer.run()
+    folder = trainer.export(args.out / "model", report=lambda line: print(line, file=sys.stderr))
+    print(f"wrote {folder}; use it with --model {folder}", file=sys.stderr)
+    return 0

@@ -1,0 +1,122 @@
+"""Random training crops from a folder of photographs."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Picture files under ``folder``, sorted, so that a split by position is reproducible."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def split_pictures(paths: list[Path], every: int = 50) -> tuple[list[Path], list[Path]]:
+    """Training and validation files: one in ``every`` is held out."""
+    held = paths[every // 2 :: every]
+    out = set(held)
+    return [p for p in paths if p not in out], held
+
+
+class CropSampler:
+    """Endless random crops, scaled down, flipped and turned.
+
+    Scaling down by at least ``min_shrink`` averages the block artefacts of JPEG sources away;
+    pictures too small for it are left out, and those too small for ``max_shrink`` are scaled as
+    far as the crop allows. Pictures are drawn in proportion to the number of pixels they have to
+    offer.
+
+    Args:
+        paths: picture files; kept decoded in memory (uint8).
+        crop: side of the square crops in pixels.
+        min_shrink, max_shrink: range of the random scale factor, drawn log-uniformly.
+        seed: of the random stream.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        crop: int,
+        min_shrink: float = 0.85,
+        max_shrink: float = 0.6,
+        seed: int = 0,
+    ) -> None:
+        self.crop = crop
+        self.low, self.high = max_shrink, min_shrink
+        self.random = np.random.default_rng(seed)
+        self.pictures: list[Image.Image] = []
+        for path in paths:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+            if min(picture.size) * self.high >= crop:
+                self.pictures.append(picture)
+        if not self.pictures:
+            raise ValueError(f"no picture has a side of at least {crop / self.high:.0f} pixels")
+        area = np.array([p.width * p.height for p in self.pictures], dtype=np.float64)
+        self.weights = area / area.sum()
+
+    def draw(self) -> np.ndarray:
+        """One crop, ``uint8 [crop, crop, 3]``."""
+        picture = self.pictures[self.random.choice(len(self.pictures), p=self.weights)]
+        low = max(self.low, self.crop / min(picture.size))
+        scale = np.exp(self.random.uniform(np.log(low), np.log(self.high)))
+        side = min(self.crop / scale, min(picture.size))
+        left = self.random.uniform(0, picture.width - side)
+        top = self.random.uniform(0, picture.height - side)
+        tile = picture.resize(
+            (self.crop, self.crop),
+            Image.Resampling.LANCZOS,
+            box=(left, top, left + side, top + side),
+        )
+        pixels = np.asarray(tile)
+        if self.random.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return np.rot90(pixels, int(self.random.integers(4)) if self.random.random() < 0.3 else 0)
+
+    def batch(self, size: int) -> Tensor:
+        """``uint8 [size, 3, crop, crop]`` in channels-last memory."""
+        pixels = np.stack([self.draw() for _ in range(size)])
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+
+
+class Prefetcher:
+    """Runs ``CropSampler.batch`` in a thread, a few batches ahead."""
+
+    def __init__(self, sampler: CropSampler, size: int, ahead: int = 4) -> None:
+        self._queue: queue.Queue[Tensor | BaseException] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(sampler, size), daemon=True, name="pycodec-crops"
+        )
+        self._thread.start()
+
+    def _run(self, sampler: CropSampler, size: int) -> None:
+        while not self._stop.is_set():
+            try:
+                item: Tensor | BaseException = sampler.batch(size)
+            except Exception as error:  # handed to the consumer, which raises it
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+
+    def __next__(self) -> Tensor:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,90 @@
+"""Export: integers compute what the simulation computed, and no accumulator can overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pycodec.context.integer_entropy_model import IntegerEntropyModel
+from pycodec.context.quadtree import stage_mask
+from pycodec.errors import CodecError
+from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
+from pycodec.ops.quantized_conv2d import quantized_conv2d
+from pycodec.quantization.export import check_accumulator, export_entropy_model, fixed_multiplier
+
+from ..networks import quantized_network
+
+
+def test_multiplier_is_exact_to_29_bits():
+    ratio = torch.tensor([3.7e-5, 1.2e-3, 0.9, 1e-9])
+    multiplier, shift = fixed_multiplier(ratio)
+    assert int(multiplier.max()) < 2**31
+    value = multiplier.double() / 2.0**shift
+    assert torch.allclose(value[:3], ratio[:3].double(), rtol=1e-4)
+    assert abs(float(value[2]) - float(ratio[2])) < 1e-8
+    with pytest.raises(CodecError):
+        fixed_multiplier(torch.tensor([float("nan")]))
+
+
+def test_worst_case_is_reached_without_overflow():
+    weight = torch.full((1, 3, 3, 64), 127, dtype=torch.int8)
+    bias = torch.tensor([1000], dtype=torch.int32)
+    bound = check_accumulator("layer", weight, bias, 255)
+    assert bound == 9 * 64 * 127 * 255 + 1000
+    x = torch.full((1, 3, 3, 64), 255, dtype=torch.uint8)
+    one = torch.tensor([2], dtype=torch.int32)
+    out = quantized_conv2d(x, weight, bias, one, 1, out_dtype=torch.int32)
+    assert int(out[0, 1, 1, 0]) == bound
+    with pytest.raises(CodecError, match="overflow"):
+        check_accumulator("layer", weight, torch.tensor([2**31 - 1], dtype=torch.int32), 255)
+
+
+def test_export_needs_quantization():
+    network = quantized_network(3)
+    network.entropy_model.set_quantization(False)
+    with pytest.raises(CodecError, match="quantization"):
+        export_entropy_model(network.entropy_model)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_integer_network_follows_the_simulation(seed):
+    """Latents and bits of the integer model against the float model with simulated rounding."""
+    model = quantized_network(seed).entropy_model
+    integer = IntegerEntropyModel(export_entropy_model(model))
+    rng = np.random.default_rng(seed)
+    y = torch.from_numpy(rng.normal(0, 1, (1, model.latent_channels, 8, 12)).astype(np.float32))
+    z = torch.from_numpy(rng.integers(-4, 5, (1, integer.hyper_channels, 2, 3)).astype(np.float32))
+    quality = 40.0
+    with torch.no_grad():
+        y_hat, y_bits, z_bits = model(y, z, torch.tensor([quality]))
+    fixed = torch.round(y[0].permute(1, 2, 0) * (1 << LATENT_FRACTION_BITS)).int()
+    coded = integer.encode(fixed, z[0].permute(1, 2, 0).int(), round(100 * quality))
+    latents = coded.latents.float() / (1 << LATENT_FRACTION_BITS)
+    # A rounding that falls the other way moves a latent by a step and its successors a little.
+    difference = (latents.permute(2, 0, 1)[None] - y_hat).abs()
+    assert float((difference < 0.05).float().mean()) > 0.95
+    bits = integer.tables.cost_bits(coded.symbols, coded.indexes)
+    # Escapes are cheaper than the far tails of a Gaussian, which untrained networks hit often.
+    assert bits == pytest.approx(float(y_bits + z_bits), rel=0.06)
+
+
+def test_first_stage_means_agree_closely():
+    """Before the first feedback of rounded latents, integers and simulation differ by roundings."""
+    model = quantized_network(5).entropy_model
+    integer = IntegerEntropyModel(export_entropy_model(model))
+    z = torch.randint(-4, 5, (1, integer.hyper_channels, 2, 2)).float()
+    quality = torch.tensor([70.0])
+    with torch.no_grad():
+        features = model.hyper_synthesis(z, quality)
+        mean, _ = model.stages[0](
+            features, model.hyper_synthesis.act4.scale, features, features, quality
+        )
+    zero = torch.zeros((8, 8, model.latent_channels), dtype=torch.int32)
+    coded = integer.encode(zero, z[0].permute(1, 2, 0).int(), 7000)
+    step = torch.exp2(model.log2_step(quality))[0].detach()
+    decoded = coded.latents.float() / (1 << LATENT_FRACTION_BITS)
+    mask = torch.from_numpy(stage_mask(0, model.latent_channels, 8, 8))
+    expected = torch.round(-mean[0] / step[:, None, None]) * step[:, None, None] + mean[0]
+    difference = (decoded.permute(2, 0, 1) - expected)[mask].abs()
+    assert float(difference.median()) < 0.01
