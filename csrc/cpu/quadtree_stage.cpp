@@ -38,7 +38,8 @@ void stage_parameters(const QuadtreeStage& stage, const std::int32_t* head,
     std::int32_t* mean_out = mean + position * group;
     std::uint8_t* index_out = index + position * group;
     for (int c = 0; c < group; ++c) {
-      const std::int64_t level = (scales[c] - log2_step[first + c] + bias) >> kScaleUnitsLog2;
+      const std::int64_t relative = std::int64_t{scales[c]} - log2_step[first + c];
+      const std::int64_t level = (relative + bias) >> kScaleUnitsLog2;
       mean_out[c] = static_cast<std::int32_t>(
           std::clamp<std::int64_t>(means[c], -kLatentLimit, kLatentLimit));
       index_out[c] =

@@ -24,7 +24,7 @@ from pycodec.context.integer_entropy_model import (
     to_fixed_point,
 )
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
-from pycodec.models.blocks import QualityTable
+from pycodec.models.blocks import set_branch_dtype
 from pycodec.models.photo_network import PhotoConfig
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
@@ -70,8 +70,8 @@ class PhotoCodec:
         device: of the transforms; the entropy model runs on the CPU.
         backend: of the entropy model, ``native`` or ``reference``.
 
-    Transforms run in bfloat16 where the processor computes in it natively, else in float32. That
-    may change a pixel by a rounding, never a symbol.
+    Residual branches run in bfloat16 where the processor computes in it natively, else in float32.
+    That may change a decoded pixel by a level or two, never a symbol.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PhotoCodec:
         self.fingerprint = fingerprint
         self.config = config
         self.device = torch.device(device or "cpu")
-        self.dtype = _transform_dtype(self.device)
+        self.dtype = _branch_dtype(self.device)
         latents = config.latent_channels
         self.analysis = self._transform(Analysis(config.widths, latents), tensors, "analysis.")
         self.hyper_analysis = self._transform(
@@ -107,15 +107,7 @@ class PhotoCodec:
         module.load_state_dict({k: v.float() for k, v in _strip(tensors, prefix).items()})
         module = module.eval().requires_grad_(False)
         module = module.to(self.device, memory_format=torch.channels_last)
-        for child in module.modules():
-            if isinstance(child, nn.Conv2d):
-                child.to(self.dtype)
-        # Latents span many quantization steps: bfloat16 has too few bits for them.
-        if isinstance(module, Synthesis):
-            module.head.float()
-        for child in module.modules():
-            if isinstance(child, QualityTable):
-                child.float()
+        set_branch_dtype(module, self.dtype, cast_weights=True)
         return module
 
     def compress(
@@ -171,7 +163,7 @@ class PhotoCodec:
         x = torch.tensor(window, device=self.device)
         # [1, 3, H, W] in channels-last memory: a view of the interleaved pixels.
         x = (x.float() / 255)[None].permute(0, 3, 1, 2)
-        x = _pad_to_multiple(x, LATENT_STRIDE).to(self.dtype)
+        x = _pad_to_multiple(x, LATENT_STRIDE)
         quality = torch.tensor([quality_code / 100], device=self.device)
         y = self.analysis(x, quality)
         row, column = (tile.top - top) // LATENT_STRIDE, (tile.left - left) // LATENT_STRIDE
@@ -276,7 +268,7 @@ class PhotoCodec:
         window = latents[:, left : start + tile.latent_width + SYNTHESIS_HALO].to(self.device)
         y = (window.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
         quality = torch.tensor([quality_code / 100], device=self.device)
-        x = self.synthesis(y, quality, self.dtype)
+        x = self.synthesis(y, quality)
         row, column = halo_above * LATENT_STRIDE, (start - left) * LATENT_STRIDE
         height, width = tile.bottom - tile.top, tile.right - tile.left
         x = x[0, :, row : row + height, column : column + width]
@@ -322,7 +314,7 @@ def _add(seconds: dict[str, float], stage: str, amount: float) -> None:
     seconds[stage] = seconds.get(stage, 0.0) + amount
 
 
-def _transform_dtype(device: torch.device) -> torch.dtype:
+def _branch_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is computed natively: elsewhere it is slower than float32."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

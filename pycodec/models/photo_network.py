@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pycodec.models.blocks import QUALITY_NODES
+from pycodec.models.blocks import QUALITY_NODES, set_branch_dtype
 from pycodec.models.entropy_model import EntropyModel
 from pycodec.models.transforms import HYPER_STRIDE, Analysis, HyperAnalysis, Synthesis
 
@@ -68,17 +68,14 @@ class PhotoNetwork(nn.Module):
         """``x [B, 3, H, W]`` in [0, 1], sides multiples of 16; ``quality [B]`` in [1, 100].
 
         Returns the reconstruction and the bits of latents and hyperlatents, ``[B]`` each.
-        ``autocast`` runs convolutions in bfloat16, except where latents are predicted and priced;
-        the entropy model's only until its integer arithmetic is simulated, which needs float32.
+        ``autocast`` runs the residual branches of the transforms in bfloat16, and the entropy model
+        too, except where latents are predicted, until its integer arithmetic is simulated.
         """
-        device = x.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            y = self.analysis(x, quality).float()
-            z = self.hyperlatents(y, quality).float()
-        with torch.autocast(
-            device, torch.bfloat16, enabled=autocast and not self.entropy_model.quantized
-        ):
+        dtype = torch.bfloat16 if autocast else torch.float32
+        set_branch_dtype(self, dtype)
+        y = self.analysis(x, quality)
+        z = self.hyperlatents(y, quality)
+        low = autocast and not self.entropy_model.quantized
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             y_hat, y_bits, z_bits = self.entropy_model(y, z, quality)
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            x_hat = self.synthesis(y_hat, quality)
-        return x_hat.float(), y_bits, z_bits
+        return self.synthesis(y_hat, quality), y_bits, z_bits

@@ -6,7 +6,6 @@ The stream is wide enough to carry what a high rate needs: 64 channels for 48 va
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,9 +61,8 @@ class Synthesis(nn.Module):
         self.affine4 = QualityAffine(quarter)
         self.tail = nn.Conv2d(quarter, 48, 3, padding=1)
 
-    def forward(self, y: Tensor, quality: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``dtype``: of everything after the first convolution, which needs float32."""
-        x = self.head(self.affine_latent(y, quality)).to(dtype or y.dtype)
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        x = self.head(self.affine_latent(y, quality))
         x = self.affine16(self.blocks16(x), quality)
         x = self.affine8(self.blocks8(self.up8(x)), quality)
         x = self.affine4(self.block4(self.up4(x)), quality)

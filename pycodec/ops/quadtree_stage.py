@@ -27,6 +27,7 @@ LOG2_SCALE_MIN = -364
 """Scale level i stands for sigma = 2**((LOG2_SCALE_MIN + 16 i) / 100) steps: 0.080 to 87."""
 
 ROUNDING_ONE = 256
+MAX_CONTEXT_SHIFT = 38
 LATENT_LIMIT = 1 << 24
 """Reconstructed latents are clamped to +- this, so that no damaged stream can overflow anything."""
 
@@ -120,7 +121,7 @@ def reconstruct_stage(
         symbols, mean: int32 [height, width, channels / 4].
         stage: 0 to 3.
         step, multiplier: int32 [channels].
-        shift: 1 to 38.
+        shift: 1 to MAX_CONTEXT_SHIFT.
         latents: int32 [height, width, channels], written where the stage has symbols.
         context: int8, the same.
         threads, backend: as in :func:`stage_parameters`.

@@ -21,6 +21,7 @@ from pycodec.ops.quadtree_stage import (
     LATENT_FRACTION_BITS,
     LOG2_SCALE_MIN,
     LOG2_UNITS,
+    MAX_CONTEXT_SHIFT,
     SCALE_LEVELS,
 )
 from pycodec.quantization.fake_quant import QuantizedConv2d
@@ -29,12 +30,12 @@ EXP2_FIRST, EXP2_LAST = -1200, 1200
 """Range of the step table, in hundredths of an octave."""
 
 
-def fixed_multiplier(ratio: Tensor) -> tuple[Tensor, int]:
+def fixed_multiplier(ratio: Tensor, max_shift: int = 62) -> tuple[Tensor, int]:
     """Per-channel ratios as ``multiplier / 2**shift`` with one shift and 30-bit multipliers."""
     largest = float(ratio.max())
-    if not (largest > 0 and math.isfinite(largest)):
-        raise CodecError("a layer's scales are zero or not finite: the model cannot be exported")
-    shift = max(1, min(62, 29 - math.floor(math.log2(largest))))
+    if not 0 < largest < 2**29:
+        raise CodecError(f"a layer's scales are out of range ({largest:g}): it cannot be exported")
+    shift = min(max_shift, 29 - math.floor(math.log2(largest)))
     return torch.round(ratio.double() * 2.0**shift).to(torch.int32), shift
 
 
@@ -145,8 +146,10 @@ def export_entropy_model(model: EntropyModel, tables: TableSet | None = None) ->
         )
         out |= _export_conv(f"{name}.hidden", stage.hidden, mixed, hidden)
         out |= _export_conv(f"{name}.head", stage.head, hidden, head_scale)
-    multiplier, shift = fixed_multiplier(2.0**-LATENT_FRACTION_BITS / model.latent_input.scale)
     # The latents have 25 bits: 30-bit multipliers leave the 64-bit product room.
+    multiplier, shift = fixed_multiplier(
+        2.0**-LATENT_FRACTION_BITS / model.latent_input.scale, MAX_CONTEXT_SHIFT
+    )
     out["context.multiplier"] = multiplier
     out["context.shift"] = torch.tensor(shift, dtype=torch.int32)
     out["log2_step"] = torch.round(model.log2_step.nodes * LOG2_UNITS).int()

@@ -61,7 +61,8 @@ def fit_tables(histograms: np.ndarray, certain: np.ndarray) -> TableSet:
         pmf = counts + PRIOR_COUNT * _gaussian(table % SCALE_LEVELS, reach)
         pmf /= pmf.sum()
         tails = np.cumsum(pmf[::-1])[::-1][reach + 1 :]  # P(symbol > k), k = 0, 1, ...
-        k = max(1, int(np.argmax(tails < 2.0 ** -(PRECISION + 1))))
+        rare = np.append(tails < 2.0 ** -(PRECISION + 1), True)
+        k = max(1, int(rare.argmax()))
         inner = pmf[reach - k : reach + k + 1]
         frequencies.append(quantize_pmf(np.append(inner, 1 - inner.sum()).clip(min=0), PRECISION))
         offsets.append(-k)
@@ -161,4 +162,5 @@ def finalize(
         if cost < best_cost:
             best, best_cost = (low, high), cost
     entropy["rounding"] = dead_zone(*best)
-    return refit(save())
+    # Zeros made certain change what later stages see a little: the second fit has seen them.
+    return refit(refit(save()))

@@ -102,6 +102,7 @@ class Trainer:
             self.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
         )
         self.step = 0
+        self._observed = 0  # steps in which activation peaks were recorded
         self.seconds = 0.0
         checkpoint = out / "checkpoint.pt"
         resumed = checkpoint.exists()
@@ -163,12 +164,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * factor
         if not self.network.entropy_model.quantized:
-            if left <= o.quantize:
+            if left <= o.quantize and self._observed >= OBSERVE_STEPS:
                 self._enable_quantization()
             observing = left <= o.quantize + OBSERVE_STEPS
-            for module in self.network.modules():
-                if isinstance(module, QuantizedActivation):
-                    module.observing = observing
+            self._observed += observing
+            self._set_observing(observing)
+
+    def _set_observing(self, observing: bool) -> None:
+        for module in self.network.modules():
+            if isinstance(module, QuantizedActivation):
+                module.observing = observing
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns what is logged."""
@@ -198,6 +203,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean loss, bpp and PSNR of the held-out pictures at a few qualities."""
         self.network.eval()
+        self._set_observing(False)
         result: dict[str, float] = {}
         losses = []
         for value in VALIDATION_QUALITIES:

@@ -63,7 +63,7 @@ def test_integer_network_follows_the_simulation(seed):
     latents = coded.latents.float() / (1 << LATENT_FRACTION_BITS)
     # A rounding that falls the other way moves a latent by a step and its successors a little.
     difference = (latents.permute(2, 0, 1)[None] - y_hat).abs()
-    assert float((difference < 0.05).float().mean()) > 0.95
+    assert float((difference < 0.05).float().mean()) > 0.9
     bits = integer.tables.cost_bits(coded.symbols, coded.indexes)
     # Escapes are cheaper than the far tails of a Gaussian, which untrained networks hit often.
     assert bits == pytest.approx(float(y_bits + z_bits), rel=0.06)
