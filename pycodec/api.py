@@ -11,10 +11,9 @@ import numpy as np
 
 from pycodec.coding.alpha import decode_alpha, encode_alpha
 from pycodec.coding.container import Codec, Container, Header, pack, unpack
-from pycodec.coding.tables import TableSet
 from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
-from pycodec.models.photo import DEFAULT_TILE_LOG2, CodedPicture, PhotoCodec
+from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
 from pycodec.models.zoo import DEFAULT_MODEL, find_model, load_model
 
 __all__ = ["decode", "decode_picture", "encode", "encode_picture", "find_model", "load_model"]
@@ -25,28 +24,15 @@ class EncodeStats:
     """What an encoding took.
 
     Attributes:
-        coded: what the codec returned: streams, symbols and the table of each.
-        tables: the probability tables of the model.
+        seconds: by stage: ``analysis``, ``entropy``, ``rans``, ``container``.
+        symbols: number of symbols coded.
+        code_length_bits: what an ideal coder would need with the model's tables; None unless asked
+            for.
     """
 
-    coded: CodedPicture
-    tables: TableSet
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By stage: ``analysis``, ``entropy``, ``rans``, ``container``."""
-        return self.coded.seconds
-
-    @property
-    def symbols(self) -> int:
-        """Number of symbols coded."""
-        return sum(map(len, self.coded.symbols))
-
-    @property
-    def code_length_bits(self) -> float:
-        """What an ideal coder would need with the model's tables; summed up when asked for."""
-        tiles = zip(self.coded.symbols, self.coded.indexes, strict=True)
-        return sum(self.tables.cost_bits(symbols, indexes) for symbols, indexes in tiles)
+    seconds: dict[str, float]
+    symbols: int
+    code_length_bits: float | None = None
 
 
 @dataclass
@@ -127,11 +113,13 @@ def encode_picture(
     device: str | None = None,
     threads: int | None = None,
     tile: int | None = None,
+    code_length: bool = False,
 ) -> tuple[bytes, EncodeStats]:
-    """Encode a picture with its metadata; see :func:`encode` for the arguments.
+    """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
     Args:
         tile: side of the tiles in pixels, a power of two of at least 64; None for 1024.
+        code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
     if lossless:
         raise CodecError("lossless coding is not available in this version; leave lossless out")
@@ -139,7 +127,13 @@ def encode_picture(
     pixels = picture.pixels
     if picture.gray:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
-    coded = codec.compress(pixels, quality, tile_log2=_tile_log2(tile), threads=threads)
+    coded = codec.compress(
+        pixels,
+        quality,
+        tile_log2=_tile_log2(tile),
+        threads=threads,
+        code_length=code_length,
+    )
     began = time.perf_counter()
     header = Header(
         codec=Codec.PHOTO,
@@ -159,7 +153,7 @@ def encode_picture(
         )
     )
     coded.seconds["container"] = time.perf_counter() - began
-    return data, EncodeStats(coded, codec.entropy_model.tables)
+    return data, EncodeStats(coded.seconds, coded.num_symbols, coded.code_length_bits)
 
 
 def decode_picture(

@@ -47,6 +47,7 @@ def measure(picture: Picture, quality: float, args: argparse.Namespace) -> dict[
         for stage in rows[0]:
             values = [1e3 * row[stage] for row in rows[args.warmup :]]
             result[f"{name}_{stage}_ms"] = round(statistics.median(values), 2)
+    _, encoded = api.encode_picture(picture, quality, code_length=True, **options)
     result["overhead_bytes"] = round(len(file) - encoded.code_length_bits / 8, 1)
     return result
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pycodec.context.integer_entropy_model import (
     HYPER_STRIDE,
+    CodedLatents,
     IntegerEntropyModel,
     to_fixed_point,
 )
@@ -35,7 +36,8 @@ ANALYSIS_HALO = 96
 SYNTHESIS_HALO = 6
 """Latents around a tile that its pixels depend on (5), plus one."""
 
-DEFAULT_TILE_LOG2 = 10
+MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 12
+"""The largest tile bounds what a decoder must hold at once, whatever a file says."""
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
 
 
@@ -47,13 +49,18 @@ class CodedPicture:
         streams: one rANS stream a tile, tiles in raster order.
         quality_code: quality in hundredths, as the decoder needs it.
         tile_log2: log2 of the tiles' side in pixels.
-        symbols, indexes: one array a tile: its symbols in stream order, and the table of each.
+        num_symbols: how many symbols the streams hold.
+        code_length_bits: what an ideal coder would need for them; None unless asked for.
+        symbols, indexes: one array a tile: its symbols in stream order, and the table of each;
+            empty unless asked for: they take more memory than the picture.
         seconds: time by stage: ``analysis``, ``entropy``, ``rans``.
     """
 
     streams: list[bytes]
     quality_code: int
     tile_log2: int
+    num_symbols: int = 0
+    code_length_bits: float | None = None
     symbols: list[np.ndarray] = field(default_factory=list)
     indexes: list[np.ndarray] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,6 +124,8 @@ class PhotoCodec:
         *,
         tile_log2: int = DEFAULT_TILE_LOG2,
         threads: int | None = None,
+        code_length: bool = False,
+        keep_symbols: bool = False,
     ) -> CodedPicture:
         """Encode a picture.
 
@@ -127,6 +136,8 @@ class PhotoCodec:
                 and can be decoded alone; the context does not reach across their borders, the
                 transforms do, so there is no seam.
             threads: of the CPU; None for all.
+            code_length: sum up ``CodedPicture.code_length_bits``.
+            keep_symbols: return ``CodedPicture.symbols`` and ``indexes``.
 
         Raises:
             InputError: an argument is out of its range.
@@ -135,17 +146,26 @@ class PhotoCodec:
             raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
         if not 1 <= quality <= 100:
             raise InputError(f"quality must be 1 to 100, not {quality:g}")
-        if not 6 <= tile_log2 <= 20:
-            raise InputError(f"the log2 of the tile size must be 6 to 20, not {tile_log2}")
+        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
+            raise InputError(
+                f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
+            )
         coded = CodedPicture([], round(quality * 100), tile_log2)
         with _threads(threads) as count, torch.inference_mode():
             for tile in _tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
-                self._compress_tile(pixels, tile, coded, count)
+                result = self._compress_tile(pixels, tile, coded, count)
+                if code_length:
+                    bits = self.entropy_model.tables.cost_bits(result.symbols, result.indexes)
+                    coded.code_length_bits = (coded.code_length_bits or 0.0) + bits
+                if keep_symbols:
+                    coded.symbols.append(result.symbols)
+                    coded.indexes.append(result.indexes)
         return coded
 
     def _compress_tile(
         self, pixels: np.ndarray, tile: _Tile, coded: CodedPicture, threads: int
-    ) -> None:
+    ) -> CodedLatents:
+        """Encode a tile and add its stream, symbol count and times to ``coded``."""
         began = time.perf_counter()
         latents, hyperlatents = self._analyse(pixels, tile, coded.quality_code)
         _add(coded.seconds, "analysis", time.perf_counter() - began)
@@ -153,8 +173,8 @@ class PhotoCodec:
         for stage, seconds in result.seconds.items():
             _add(coded.seconds, stage, seconds)
         coded.streams.append(result.stream)
-        coded.symbols.append(result.symbols)
-        coded.indexes.append(result.indexes)
+        coded.num_symbols += len(result.symbols)
+        return result
 
     def _analyse(self, pixels: np.ndarray, tile: _Tile, quality_code: int) -> tuple[Tensor, Tensor]:
         """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
@@ -195,6 +215,8 @@ class PhotoCodec:
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
+        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
+            raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
         tiles = list(_tiles(height, width, 1 << tile_log2))
         if len(streams) != len(tiles):
             raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")

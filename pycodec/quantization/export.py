@@ -1,4 +1,4 @@
-"""Export of the trained entropy model to integers.
+"""Export of the trained entropy model to integers, and the way back.
 
 A layer's accumulator counts ``s_w[o]``, the scale of its output channel's weights after the scales
 of its inputs were folded in; ``multiplier / 2**shift = s_w / s_out`` takes it to the grid of its
@@ -8,6 +8,7 @@ output. The worst case of every accumulator is bounded here, so none can overflo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from pycodec.ops.quadtree_stage import (
     SCALE_LEVELS,
 )
 from pycodec.quantization.fake_quant import QuantizedConv2d
+
+ACTIVATION_SCALE = "log_scale"
+"""How the names of trained activation scales end; coding does not need them, training does."""
 
 EXP2_FIRST, EXP2_LAST = -1200, 1200
 """Range of the step table, in hundredths of an octave."""
@@ -87,6 +91,7 @@ def _export_conv(
         f"{name}.bias": bias,
         f"{name}.multiplier": multiplier.contiguous(),
         f"{name}.shift": torch.tensor(shift, dtype=torch.int32),
+        f"{name}.weight_scale": (scale[order] if shuffle else scale).float(),
     }
 
 
@@ -159,6 +164,75 @@ def export_entropy_model(model: EntropyModel, tables: TableSet | None = None) ->
     out["exp2.first"] = torch.tensor(EXP2_FIRST, dtype=torch.int32)
     out["exp2.values"] = torch.from_numpy(steps.astype(np.int32))
     out["rounding"] = torch.full((SCALE_LEVELS,), 128, dtype=torch.int32)
+    for name, parameter in model.named_parameters():
+        if name.endswith(ACTIVATION_SCALE):
+            out[f"training.{name}"] = parameter.detach().clone()
     arrays = (tables or gaussian_tables()).to_arrays()
     out |= {f"tables.{k}": torch.from_numpy(v.astype(np.int32)) for k, v in arrays.items()}
     return out
+
+
+def _restore_conv(
+    name: str,
+    conv: QuantizedConv2d,
+    tensors: Mapping[str, Tensor],
+    in_scale: Tensor,
+    *,
+    quality_bias: Tensor | None = None,
+    shuffle: bool = False,
+) -> None:
+    scale = tensors[f"{name}.weight_scale"]
+    weight = tensors[f"{name}.weight"].float() * scale.view(-1, 1, 1, 1)
+    bias = tensors[f"{name}.bias"].float() * scale
+    if shuffle:
+        order = torch.arange(len(scale)).view(4, -1).T.flatten()
+        weight, bias = weight[order], bias[..., order]
+    conv.weight.copy_(weight.permute(0, 3, 1, 2) / in_scale.view(1, -1, 1, 1))
+    if quality_bias is None:
+        conv.bias.copy_(bias)
+    else:  # only their sum was kept
+        conv.bias.zero_()
+        quality_bias.copy_(bias)
+
+
+@torch.no_grad()
+def restore_entropy_model(model: EntropyModel, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``export_entropy_model``, for training to go on from a model folder.
+
+    Weights come back on their int8 grids; simulated quantization is switched on.
+
+    Args:
+        model: of the same configuration; overwritten.
+        tensors: of ``export_entropy_model``.
+    """
+    model.set_quantization(True)
+    for name, parameter in model.named_parameters():
+        if name.endswith(ACTIVATION_SCALE):
+            parameter.copy_(tensors[f"training.{name}"])
+    model.log2_step.nodes.copy_(tensors["log2_step"] / LOG2_UNITS)
+    model.hyper_log2_scale.nodes.copy_(tensors["hyper_log2_scale"] / LOG2_UNITS)
+    hyper = model.hyper_synthesis
+    one = torch.ones(1)
+    _restore_conv("hyper.conv1", hyper.conv1, tensors, one)
+    _restore_conv("hyper.conv2", hyper.conv2, tensors, hyper.act1.scale, shuffle=True)
+    _restore_conv("hyper.conv3", hyper.conv3, tensors, hyper.act2.scale)
+    _restore_conv(
+        "hyper.conv4",
+        hyper.conv4,
+        tensors,
+        hyper.act3.scale,
+        quality_bias=hyper.quality_bias.nodes,
+        shuffle=True,
+    )
+    for number, stage in enumerate(model.stages):
+        name = f"stage{number}"
+        scale = hyper.act4.scale.expand(hyper.conv4.weight.shape[0] // 4)
+        if stage.context is not None:
+            _restore_conv(f"{name}.context", stage.context, tensors, model.latent_input.scale)
+            seen = stage.act_context.scale.expand(stage.context.weight.shape[0])
+            scale = torch.cat([scale, seen])
+        _restore_conv(
+            f"{name}.mix", stage.mix, tensors, scale, quality_bias=stage.quality_bias.nodes
+        )
+        _restore_conv(f"{name}.hidden", stage.hidden, tensors, stage.act_mix.scale)
+        _restore_conv(f"{name}.head", stage.head, tensors, stage.act_hidden.scale)

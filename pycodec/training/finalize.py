@@ -76,7 +76,7 @@ def _histograms(codec: PhotoCodec, pictures: list[np.ndarray], reach: int = 500)
     counts = np.zeros((tables, 2 * reach + 1), np.int64)
     for quality in FIT_QUALITIES:
         for picture in pictures:
-            coded = codec.compress(picture, quality)
+            coded = codec.compress(picture, quality, keep_symbols=True)
             for symbols, indexes in zip(coded.symbols, coded.indexes, strict=True):
                 clipped = symbols.clip(-reach, reach).astype(np.int64) + reach
                 flat = indexes.astype(np.int64) * counts.shape[1] + clipped

@@ -39,7 +39,9 @@ def test_symbols_are_the_same_whoever_decodes(seed):
     height, width, _ = picture.shape
     tile_log2 = int(rng.integers(6, 9))
     coded = {
-        name: codec.compress(picture, quality, tile_log2=tile_log2, threads=1 + seed % 2)
+        name: codec.compress(
+            picture, quality, tile_log2=tile_log2, threads=1 + seed % 2, keep_symbols=True
+        )
         for name, codec in codecs.items()
     }
     assert coded["native"].streams == coded["reference"].streams
@@ -122,6 +124,18 @@ def test_arguments_out_of_range(codec, argument, value):
 def test_not_a_picture(codec, picture):
     with pytest.raises(InputError, match="expected uint8"):
         codec.compress(picture)
+
+
+def test_symbols_and_code_length_only_when_asked_for(codec):
+    picture = random_picture(5, 100, 150)  # 2 x 3 tiles
+    plain = codec.compress(picture, 50, tile_log2=6)
+    full = codec.compress(picture, 50, tile_log2=6, code_length=True, keep_symbols=True)
+    assert (plain.symbols, plain.indexes, plain.code_length_bits) == ([], [], None)
+    assert plain.streams == full.streams
+    assert plain.num_symbols == full.num_symbols == sum(map(len, full.symbols))
+    assert len(full.symbols) == len(full.indexes) == 6
+    tables, tiles = codec.entropy_model.tables, zip(full.symbols, full.indexes, strict=True)
+    assert full.code_length_bits == sum(tables.cost_bits(*tile) for tile in tiles)
 
 
 def test_wrong_number_of_streams(codec):
