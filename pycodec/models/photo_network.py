@@ -13,7 +13,7 @@ from pycodec.models.blocks import QUALITY_NODES, set_branch_dtype
 from pycodec.models.entropy_model import EntropyModel
 from pycodec.models.transforms import HYPER_STRIDE, Analysis, HyperAnalysis, Synthesis
 
-LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.3
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.3
 """Rate-distortion multipliers at quality 1 and 100, for bits a pixel + lambda 255^2 MSE."""
 
 

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder: checkpoint (resumed if there), log.csv, and at the end model/",
     )
     parser.add_argument(
-        "--start", type=Path, help="checkpoint whose weights a fresh run starts from"
+        "--start",
+        type=Path,
+        help="model folder or checkpoint whose weights a fresh run starts from",
     )
     parser.add_argument(
         "--float32", action="store_true", help="train in float32 instead of mixed bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from pycodec.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
@@ -39,6 +42,9 @@ class CropSampler:
         crop: side of the square crops in pixels.
         min_shrink, max_shrink: range of the random scale factor, drawn log-uniformly.
         seed: of the random stream.
+
+    Raises:
+        InputError: no picture is large enough for a crop.
     """
 
     def __init__(
@@ -59,7 +65,10 @@ class CropSampler:
             if min(picture.size) * self.high >= crop:
                 self.pictures.append(picture)
         if not self.pictures:
-            raise ValueError(f"no picture has a side of at least {crop / self.high:.0f} pixels")
+            smallest = math.ceil(crop / self.high)
+            raise InputError(
+                f"no training picture has {smallest} pixels on both sides, as crops of {crop} need"
+            )
         area = np.array([p.width * p.height for p in self.pictures], dtype=np.float64)
         self.weights = area / area.sum()
 

@@ -9,15 +9,18 @@ training pictures, and those of largest variance are kept.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycodec.models.photo_network import PhotoNetwork
+from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN, PhotoNetwork
 
-UNIT_STEP = 0.152
+MIDDLE_LAMBDA = math.sqrt(LAMBDA_MIN * LAMBDA_MAX)
+UNIT_STEP = math.sqrt(12 * 3 / (255**2 * MIDDLE_LAMBDA * 2 * math.log(2)))
 """Latents are scaled by its inverse, so that a step of 1 belongs to the middle of the range: it is
-the best step of an orthonormal transform there, (12 * 3 / (255^2 * lambda * 2 ln 2))^(1/2)."""
+the best step of an orthonormal transform there (D = step^2 / 12 and dD/dR = -2 ln 2 D)."""
 
 
 def klt(features: Tensor, keep: int) -> Tensor:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pycodec.errors import CodecError
+from pycodec.models.photo import WEIGHTS_FILE
 from pycodec.models.photo_network import (
     LAMBDA_MAX,
     LAMBDA_MIN,
@@ -24,6 +26,7 @@ from pycodec.models.photo_network import (
     PhotoNetwork,
     quality_lambda,
 )
+from pycodec.quantization.export import restore_entropy_model
 from pycodec.quantization.fake_quant import QuantizedActivation
 from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
 from pycodec.training.finalize import finalize
@@ -46,13 +49,13 @@ class TrainingOptions:
     run can be stopped at any checkpoint and resumed with another ``steps``.
     """
 
-    steps: int = 20_000
-    decay: int = 6_000
-    quantize: int = 4_000
+    steps: int = 13_000
+    decay: int = 9_500
+    quantize: int = 2_000
     warmup: int = 50
-    batch: int = 6
+    batch: int = 4
     crop: int = 256
-    learning_rate: float = 6e-4
+    learning_rate: float = 4e-4
     clip: float = 20.0
     seed: int = 0
     bfloat16: bool = True
@@ -83,10 +86,19 @@ class Trainer:
         out: run folder: ``checkpoint.pt``, ``log.csv``, TensorBoard events where it is installed.
         options: of the run; a checkpoint in ``out`` is resumed, with these options.
         start: a training checkpoint whose weights a fresh run starts from.
+        config: widths of the network; those of a checkpoint must be the same.
+
+    Raises:
+        CodecError: the folder holds no picture, or none that is large enough.
     """
 
     def __init__(
-        self, folder: Path, out: Path, options: TrainingOptions, start: Path | None = None
+        self,
+        folder: Path,
+        out: Path,
+        options: TrainingOptions,
+        start: Path | None = None,
+        config: PhotoConfig | None = None,
     ) -> None:
         self.options, self.out = options, out
         out.mkdir(parents=True, exist_ok=True)
@@ -96,8 +108,8 @@ class Trainer:
             raise CodecError(f"no pictures under {folder}")
         training, held_out = split_pictures(paths)
         self.training = training
-        self.held_out = [_read_validation(p) for p in held_out]
-        self.network = PhotoNetwork(PhotoConfig()).to(memory_format=torch.channels_last)
+        self.held_out = [x for x in map(_read_validation, held_out) if x.numel()]
+        self.network = PhotoNetwork(config or PhotoConfig()).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
         )
@@ -120,6 +132,16 @@ class Trainer:
         self._board = _tensorboard(out)
 
     def _load_weights(self, path: Path) -> None:
+        if path.is_dir():
+            tensors = safetensors.torch.load_file(path / WEIGHTS_FILE)
+            entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
+            transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
+            missing, unexpected = self.network.load_state_dict(transforms, strict=False)
+            missing = [name for name in missing if not name.startswith("entropy_model.")]
+            if missing or unexpected:
+                raise CodecError(f"{path} is no photo model: {(missing + unexpected)[0]} is amiss")
+            restore_entropy_model(self.network.entropy_model, entropy)
+            return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
 
@@ -160,7 +182,7 @@ class Trainer:
     def _prepare_step(self) -> None:
         """Learning rate and quantization for the step about to be made."""
         o, left = self.options, self.options.steps - self.step
-        factor = min(1.0, (self.step + 1) / o.warmup, left / max(1, o.decay))
+        factor = min(1.0, (self.step + 1) / max(1, o.warmup), left / max(1, o.decay))
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * factor
         if not self.network.entropy_model.quantized:
@@ -201,7 +223,9 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss, bpp and PSNR of the held-out pictures at a few qualities."""
+        """Mean loss, bpp and PSNR of the held-out pictures, if any, at a few qualities."""
+        if not self.held_out:
+            return {}
         self.network.eval()
         self._set_observing(False)
         result: dict[str, float] = {}
@@ -275,6 +299,8 @@ class Trainer:
             self.save()
             self.batches.close()
             self._log.close()
+            if self._board is not None:
+                self._board.close()
 
     def _record(self, values: dict[str, float]) -> None:
         values = {k: v for k, v in values.items() if math.isfinite(v)}
@@ -320,8 +346,8 @@ def _read_scaled(path: Path) -> np.ndarray:
 
 
 def _read_validation(path: Path) -> Tensor:
-    """A held-out picture, cut to multiples of 64: float [1, 3, H, W]."""
+    """A held-out picture, cut to multiples of 64, perhaps to nothing: float [1, 3, H, W]."""
     pixels = _read_scaled(path)
-    height, width = (max(64, side // 64 * 64) for side in pixels.shape[:2])
+    height, width = (side // 64 * 64 for side in pixels.shape[:2])
     tensor = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
     return tensor.contiguous(memory_format=torch.channels_last)

@@ -178,7 +178,7 @@ def test_model_folder_round_trip_and_damage(tmp_path):
 
 
 def test_quality_spans_the_multipliers():
-    assert quality_lambda(torch.tensor(1.0)) == pytest.approx(0.001)
+    assert quality_lambda(torch.tensor(1.0)) == pytest.approx(0.0005)
     assert quality_lambda(torch.tensor(100.0)) == pytest.approx(0.3)
 
 

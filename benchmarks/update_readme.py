@@ -1,0 +1,102 @@
+"""Writes README's numbers from ``benchmarks/results``, so that none is typed by hand.
+
+pycodec eval KODAK --out RUN         # then copy measurements.csv and summary.json to
+                                     # benchmarks/results/kodak.csv and kodak.json
+python benchmarks/models/photo.py --json benchmarks/results/photo.json
+python benchmarks/update_readme.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def bd_rate_lines(summary: dict) -> list[str]:
+    rates = {
+        (rate["anchor"], rate["metric"]): rate
+        for rate in summary["bd_rates"]
+        if rate["codec"] == "pycodec"
+    }
+
+    def percent(value: float) -> str:
+        return f"{value:+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+    rows = [
+        [
+            NAMES[anchor],
+            percent(rates[anchor, "psnr"]["percent"]),
+            percent(rates[anchor, "psnr"]["mean_of_pictures"]),
+            percent(rates[anchor, "ms_ssim"]["percent"]),
+        ]
+        for anchor in NAMES
+        if (anchor, "psnr") in rates
+    ]
+    header = ["BD-rate against", "PSNR, mean curves", "PSNR, mean of pictures", "MS-SSIM"]
+    return table(header, rows)
+
+
+def curve_lines(summary: dict) -> list[str]:
+    points = summary["curves"]["pycodec"]
+    rows = [
+        ["bpp", *[f"{p['bpp']:.3f}" for p in points]],
+        ["PSNR, dB", *[f"{p['psnr']:.2f}" for p in points]],
+        ["MS-SSIM", *[f"{p['ms_ssim']:.4f}" for p in points]],
+    ]
+    return table(["quality", *[f"{p['setting']:g}" for p in points]], rows)
+
+
+def time_lines(rows: list[dict]) -> list[str]:
+    row = rows[len(rows) // 2]
+    encode = ("analysis", "entropy", "rans", "total")
+    decode = ("synthesis", "entropy", "rans", "total")
+    return table(
+        [f"quality {row['quality']:g}, ms", "transform", "entropy model", "rANS", "whole"],
+        [
+            ["encode", *[f"{row[f'encode_{stage}_ms']:.1f}" for stage in encode]],
+            ["decode", *[f"{row[f'decode_{stage}_ms']:.1f}" for stage in decode]],
+        ],
+    )
+
+
+def main() -> None:
+    summary = json.loads((RESULTS / "kodak.json").read_text())
+    times = json.loads((RESULTS / "photo.json").read_text())
+    low, high = summary["psnr_range"]
+    lines = [
+        BEGIN,
+        f"The {summary['pictures']} Kodak pictures, real files, every byte counted, one set of weights",
+        "(`pycodec eval`; negative is fewer bytes at equal quality; JPEG is 4:2:0, optimized and",
+        "progressive, WebP method 6, AVIF speed 6, JPEG XL effort 7; PSNR from "
+        f"{low:g} to {high:g} dB):",
+        "",
+        *bd_rate_lines(summary),
+        "",
+        *curve_lines(summary),
+        "",
+        "![Rate-distortion curves on Kodak](docs/images/kodak.png)",
+        "",
+        f"768x512 on {summary['cpus']} cores of an AMD EPYC (Zen 4) processor, model loaded, pixels to",
+        "bytes and bytes to pixels, medians (`python benchmarks/models/photo.py`):",
+        "",
+        *time_lines(times),
+        END,
+    ]
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    start, stop = text.index(BEGIN), text.index(END) + len(END)
+    readme.write_text(text[:start] + "\n".join(lines) + text[stop:])
+
+
+if __name__ == "__main__":
+    main()
