@@ -75,7 +75,7 @@ def main() -> None:
     low, high = summary["psnr_range"]
     lines = [
         BEGIN,
-        f"The {summary['pictures']} Kodak pictures, real files, every byte counted, one set of weights",
+        f"The {summary['pictures']} Kodak pictures, real files, every byte counted, one model",
         "(`pycodec eval`; negative is fewer bytes at equal quality; JPEG is 4:2:0, optimized and",
         "progressive, WebP method 6, AVIF speed 6, JPEG XL effort 7; PSNR from "
         f"{low:g} to {high:g} dB):",
@@ -86,7 +86,7 @@ def main() -> None:
         "",
         "![Rate-distortion curves on Kodak](docs/images/kodak.png)",
         "",
-        f"768x512 on {summary['cpus']} cores of an AMD EPYC (Zen 4) processor, model loaded, pixels to",
+        f"768x512 on {summary['cpus']} cores of an AMD EPYC (Zen 4), model loaded, pixels to",
         "bytes and bytes to pixels, medians (`python benchmarks/models/photo.py`):",
         "",
         *time_lines(times),
