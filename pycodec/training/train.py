@@ -49,9 +49,9 @@ class TrainingOptions:
     run can be stopped at any checkpoint and resumed with another ``steps``.
     """
 
-    steps: int = 13_000
-    decay: int = 9_500
-    quantize: int = 2_000
+    steps: int = 14_500
+    decay: int = 10_500
+    quantize: int = 3_500
     warmup: int = 50
     batch: int = 4
     crop: int = 256
