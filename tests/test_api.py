@@ -199,9 +199,9 @@ def test_decoding_needs_no_training_code():
         "pycodec.decode(pycodec.encode(numpy.zeros((8, 8, 3), 'uint8')));"
         "assert not [m for m in sys.modules if m.startswith('pycodec.training')]"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
 def test_import_is_light():
     script = "import sys, pycodec; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)

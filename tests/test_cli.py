@@ -436,7 +436,7 @@ sys.exit(main(["train"]))
 
 def run_printing(stdout) -> tuple[int, bytes]:
     result = subprocess.run(
-        [sys.executable, "-c", PRINTING], stdout=stdout, stderr=subprocess.PIPE, check=False
+        [sys.executable, "-I", "-c", PRINTING], stdout=stdout, stderr=subprocess.PIPE, check=False
     )
     return result.returncode, result.stderr
 

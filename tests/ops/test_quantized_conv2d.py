@@ -214,7 +214,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_makes_its_own_threads():
-    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", "-c", FORK], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("x_dtype", [torch.uint8, torch.int8])
