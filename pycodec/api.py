@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ def encode_picture(
     codec = model if isinstance(model, PhotoCodec) else load_model(model or DEFAULT_MODEL, device)
     pixels = picture.pixels
     if picture.gray:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
+        pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     coded = codec.compress(
         pixels,
         quality,
@@ -171,7 +172,11 @@ def decode_picture(
         device, threads: as in :func:`encode`.
     """
     began = time.perf_counter()
-    container = unpack(data)
+    try:
+        view = memoryview(data).cast("B")
+    except TypeError as error:
+        raise InputError(f"expected the bytes of a file, got {type(data).__name__}") from error
+    container = unpack(view)
     header = container.header
     if header.codec != Codec.PHOTO or header.bit_depth != 8:
         raise UnsupportedError(
@@ -190,12 +195,22 @@ def decode_picture(
         seconds=stats.seconds,
     )
     if header.gray:
-        pixels = np.rint(pixels.mean(axis=2, dtype=np.float32)).astype(np.uint8)
+        pixels = _mean_of_channels(pixels)
     alpha = None
     if header.alpha:
         alpha = decode_alpha(container.alpha, header.width, header.height)
     picture = Picture(pixels, alpha, icc=container.icc, exif=container.exif, xmp=container.xmp)
     return picture, stats
+
+
+def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to uint8 [H, W], rounded; the sums are no larger than the pixels."""
+    total = pixels[..., 0].astype(np.uint16)
+    total += pixels[..., 1]
+    total += pixels[..., 2]
+    total += 1  # no sum of three lies halfway, so this rounds to nearest
+    total //= 3
+    return total.astype(np.uint8)
 
 
 def _decoding_model(
@@ -215,6 +230,6 @@ def _decoding_model(
 def _tile_log2(tile: int | None) -> int:
     if tile is None:
         return DEFAULT_TILE_LOG2
-    if tile < 64 or tile & (tile - 1):
-        raise InputError(f"the tile size must be a power of two of at least 64, not {tile}")
-    return tile.bit_length() - 1
+    if not isinstance(tile, numbers.Integral) or tile < 64 or tile & (tile - 1):
+        raise InputError(f"the tile size must be a power of two of at least 64, not {tile!r}")
+    return int(tile).bit_length() - 1

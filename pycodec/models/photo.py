@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import numbers
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ SYNTHESIS_HALO = 6
 
 MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 12
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
+MAX_THREADS = 1024
+"""Far beyond these OpenMP, asked for stacks that it cannot have, ends the process."""
+
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
 
 
@@ -111,7 +115,10 @@ class PhotoCodec:
     def _transform(
         self, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str
     ) -> nn.Module:
-        module.load_state_dict({k: v.float() for k, v in _strip(tensors, prefix).items()})
+        try:
+            module.load_state_dict({k: v.float() for k, v in _strip(tensors, prefix).items()})
+        except RuntimeError as error:  # a tensor is missing, surplus, or of another shape
+            raise InputError("the weights do not fit the model's configuration") from error
         module = module.eval().requires_grad_(False)
         module = module.to(self.device, memory_format=torch.channels_last)
         set_branch_dtype(module, self.dtype, cast_weights=True)
@@ -144,8 +151,8 @@ class PhotoCodec:
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-        if not 1 <= quality <= 100:
-            raise InputError(f"quality must be 1 to 100, not {quality:g}")
+        if not isinstance(quality, numbers.Real) or not 1 <= quality <= 100:
+            raise InputError(f"quality must be 1 to 100, not {quality!r}")
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise InputError(
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
@@ -221,77 +228,73 @@ class PhotoCodec:
         if len(streams) != len(tiles):
             raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
         seconds = {} if seconds is None else seconds
-        side = (1 << tile_log2) // LATENT_STRIDE
         columns = -(-width // (1 << tile_log2))
         rows = len(tiles) // columns
-        latent_width = -(-width // LATENT_STRIDE)
-        pixels: np.ndarray | None = None
-        # Three rows of tiles at most are held: the one that is synthesized and its neighbours.
-        bands: dict[int, Tensor] = {}
         with _threads(threads) as count, torch.inference_mode():
+
+            def decode_row(row: int) -> Tensor:
+                part = slice(row * columns, (row + 1) * columns)
+                return self._decode_band(tiles[part], streams[part], quality_code, count, seconds)
+
+            # Two rows of tiles at most are held, and the last latents of the one before.
+            band = decode_row(0)
+            above = band[:0]
+            pixels = np.empty((height, width, 3), np.uint8)  # not before a stream has made sense
             for row in range(rows):
-                for needed in range(row, min(row + 2, rows)):
-                    if needed not in bands:
-                        first = needed * columns
-                        band = tiles[first : first + columns]
-                        bands[needed] = self._decode_band(
-                            band,
-                            streams[first : first + columns],
-                            latent_width,
-                            quality_code,
-                            count,
-                            seconds,
-                        )
-                if pixels is None:  # allocated only once a first band of streams has made sense
-                    pixels = np.empty((height, width, 3), np.uint8)
-                bands.pop(row - 2, None)
-                above = bands[row - 1][-SYNTHESIS_HALO:] if row else None
-                below = bands[row + 1][:SYNTHESIS_HALO] if row + 1 < rows else None
-                parts = [part for part in (above, bands[row], below) if part is not None]
-                latents = torch.cat(parts) if len(parts) > 1 else parts[0]
+                following = decode_row(row + 1) if row + 1 < rows else band[:0]
                 began = time.perf_counter()
                 for tile in tiles[row * columns : (row + 1) * columns]:
-                    halo_above = 0 if above is None else above.shape[0]
-                    self._synthesize(latents, halo_above, tile, side, quality_code, pixels)
+                    self._synthesize((above, band, following), tile, quality_code, pixels)
                 _add(seconds, "synthesis", time.perf_counter() - began)
-        assert pixels is not None
+                above, band = band[-SYNTHESIS_HALO:].clone(), following
         return pixels
 
     def _decode_band(
         self,
         band: list[_Tile],
         streams: list[bytes],
-        latent_width: int,
         quality_code: int,
         threads: int,
         seconds: dict[str, float],
     ) -> Tensor:
-        """Latents of one row of tiles, int32 [h, latent_width, M]."""
-        parts = [
-            self.entropy_model.decode(
+        """Latents of one row of tiles, int32 [h, w, M]."""
+        latents: Tensor | None = None
+        for tile, stream in zip(band, streams, strict=True):
+            part = self.entropy_model.decode(
                 stream, tile.latent_height, tile.latent_width, quality_code, threads, seconds
             )
-            for tile, stream in zip(band, streams, strict=True)
-        ]
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            if len(band) == 1:
+                return part
+            if latents is None:  # not before a stream has made sense
+                width = sum(tile.latent_width for tile in band)
+                latents = part.new_empty((part.shape[0], width, part.shape[2]))
+            left = tile.left // LATENT_STRIDE
+            latents[:, left : left + tile.latent_width] = part
+        assert latents is not None
+        return latents
 
     def _synthesize(
         self,
-        latents: Tensor,
-        halo_above: int,
+        bands: tuple[Tensor, Tensor, Tensor],
         tile: _Tile,
-        side: int,
         quality_code: int,
         pixels: np.ndarray,
     ) -> None:
-        """Write the pixels of one tile; ``latents`` are its band's with halo rows."""
+        """Write the pixels of one tile.
+
+        ``bands`` are the latents above, of, and below its row of tiles, each [h, w, M]. Those above
+        are the halo, those below at least that.
+        """
+        above, band, below = bands
+        below = below[:SYNTHESIS_HALO]
         start = tile.left // LATENT_STRIDE
         left = max(0, start - SYNTHESIS_HALO)
-        window = latents[:, left : start + tile.latent_width + SYNTHESIS_HALO].to(self.device)
+        right = start + tile.latent_width + SYNTHESIS_HALO
+        window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
         y = (window.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
         quality = torch.tensor([quality_code / 100], device=self.device)
         x = self.synthesis(y, quality)
-        row, column = halo_above * LATENT_STRIDE, (start - left) * LATENT_STRIDE
+        row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
         height, width = tile.bottom - tile.top, tile.right - tile.left
         x = x[0, :, row : row + height, column : column + width]
         x = (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
@@ -357,11 +360,11 @@ def _cpu_has_bfloat16() -> bool:
 def _threads(threads: int | None) -> Iterator[int]:
     """Run torch with ``threads`` threads, then restore its setting."""
     before = torch.get_num_threads()
-    if threads is None or threads == before:
+    if threads is None:
         yield before
         return
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
+    if not isinstance(threads, numbers.Integral) or not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
     torch.set_num_threads(threads)
     try:
         yield threads
@@ -392,19 +395,21 @@ def load_photo_model(
     try:
         description = json.loads((folder / CONFIG_FILE).read_text())
         weights = (folder / WEIGHTS_FILE).read_bytes()
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no file, no UTF-8, no JSON
         raise InputError(f"{folder} is not a model folder: {error}") from error
+    if not isinstance(description, dict):
+        raise InputError(f"{folder} is not a model folder: {CONFIG_FILE} describes no model")
     if description.get("kind") != "photo":
         raise UnsupportedError(f"{folder} holds a model of kind {description.get('kind')!r}")
     digest = hashlib.sha256(weights)
-    if digest.hexdigest() != description["sha256"]:
+    if digest.hexdigest() != description.get("sha256"):
         raise InputError(f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
     try:
         tensors = safetensors.torch.load(weights)
         config = PhotoConfig(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
         )
-    except (safetensors.SafetensorError, TypeError) as error:
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
     return PhotoCodec(
         tensors, config, digest.digest()[:8], name=folder.name, device=device, backend=backend

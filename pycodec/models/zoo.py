@@ -35,13 +35,13 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = No
     """
     folder = WEIGHTS / str(name_or_path)
     if not (folder / CONFIG_FILE).is_file():
-        folder = Path(name_or_path)
+        folder = Path(str(name_or_path))
     if not (folder / CONFIG_FILE).is_file():
         names = ", ".join(model_names()) or "none"
         raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
     try:
         return _load(folder.resolve(), None if device is None else str(device))
-    except (RuntimeError, AssertionError) as error:  # torch's ways to refuse a device
+    except (AssertionError, ImportError, RuntimeError) as error:  # torch's ways to refuse a device
         raise InputError(f"cannot use device {device!r}: {error}") from error
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pycodec.coding import rans
 from pycodec.context.integer_entropy_model import IntegerEntropyModel, interpolate_nodes
 from pycodec.context.quadtree import stage_mask
 from pycodec.errors import CorruptStreamError, InputError
@@ -97,6 +98,17 @@ def test_damaged_streams_raise(native):
         except CorruptStreamError:
             caught += 1
     assert caught > 0.9 * len(range(1, len(stream), 7))
+
+
+def test_hyperlatents_beyond_int8_are_damage(native):
+    """They would wrap around where the networks see them."""
+    latents, z = random_latents(np.random.default_rng(8), 4, 5, native)
+    made = native.encode(latents, z, 6000)
+    for value in (128, -128, -(2**31)):
+        symbols = made.symbols.copy()
+        symbols[3] = value
+        with pytest.raises(CorruptStreamError, match="hyperlatent"):
+            native.decode(rans.encode(symbols, made.indexes, native.tables), 4, 5, 6000)
 
 
 def test_interpolation_meets_its_nodes_and_rounds_half_up():

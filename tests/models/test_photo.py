@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ import torch
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.photo import load_photo_model, save_photo_model
 from pycodec.models.photo_network import PhotoNetwork, quality_lambda
+from pycodec.models.zoo import DEFAULT_MODEL, WEIGHTS, load_model
+from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.export import export_entropy_model
 
 from ..networks import SMALL, quantized_network, random_codec
+
+PACKAGED = WEIGHTS / DEFAULT_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,25 @@ def test_tiles_leave_no_seam(codec):
     assert border <= 1.5 * difference.mean() + 0.05
 
 
+@pytest.mark.parametrize("shape", [(300, 290), (128, 300), (270, 100)])
+def test_tiles_are_synthesized_like_the_whole(codec, shape):
+    """Pixels are those of one synthesis of all latents at once, but for float rounding."""
+    height, width = shape
+    coded = codec.compress(random_picture(7, height, width), 60, tile_log2=7)
+    decoded = codec.decompress(coded.streams, width, height, 6000, tile_log2=7)
+    latents = torch.zeros((-(-height // 16), -(-width // 16), SMALL.latent_channels))
+    tiles = [(top, left) for top in range(0, height, 128) for left in range(0, width, 128)]
+    for (top, left), stream in zip(tiles, coded.streams, strict=True):
+        part = latents[top // 16 : top // 16 + 8, left // 16 : left // 16 + 8]
+        part.copy_(codec.entropy_model.decode(stream, *part.shape[:2], 6000))
+    y = (latents / (1 << LATENT_FRACTION_BITS)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        whole = codec.synthesis(y, torch.tensor([60.0]))[0, :, :height, :width]
+    expected = np.rint(255 * whole.float().clamp(0, 1).permute(1, 2, 0).numpy())
+    difference = np.abs(decoded - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.01
+
+
 def test_synthesis_halo_is_wide_enough(codec):
     """With the same latents, a tile's pixels do not depend on how far the picture is cut."""
     from pycodec.models.photo import SYNTHESIS_HALO
@@ -109,8 +133,36 @@ def test_analysis_halo_is_wide_enough():
     assert torch.allclose(whole, part, atol=1e-4)
 
 
+def test_decoder_holds_two_rows_of_tiles(codec, monkeypatch):
+    picture = random_picture(6, 64 * 8, 64)
+    coded = codec.compress(picture, 50, tile_log2=6)
+    held: list[weakref.ref] = []
+    most = 0
+    decode = codec.entropy_model.decode
+
+    def decode_tile(*args):
+        nonlocal most
+        latents = decode(*args).numpy().copy()  # lives as long as a tensor, or view, refers to it
+        held.append(weakref.ref(latents))
+        most = max(most, sum(row() is not None for row in held))
+        return torch.from_numpy(latents)
+
+    monkeypatch.setattr(codec.entropy_model, "decode", decode_tile)
+    codec.decompress(coded.streams, 64, 512, coded.quality_code, tile_log2=6)
+    assert (len(held), most) == (8, 2)
+
+
 @pytest.mark.parametrize(
-    ("argument", "value"), [("quality", 0.5), ("quality", 101), ("tile_log2", 5), ("threads", 0)]
+    ("argument", "value"),
+    [
+        ("quality", 0.5),
+        ("quality", 101),
+        ("quality", "50"),
+        ("tile_log2", 5),
+        ("tile_log2", 13),
+        ("threads", 0),
+        ("threads", 10**9),
+    ],
 )
 def test_arguments_out_of_range(codec, argument, value):
     arguments = {"quality": 50.0, argument: value}
@@ -140,8 +192,9 @@ def test_symbols_and_code_length_only_when_asked_for(codec):
 
 def test_wrong_number_of_streams(codec):
     coded = codec.compress(np.zeros((64, 64, 3), np.uint8), 50, tile_log2=6)
-    with pytest.raises(CorruptStreamError, match="2 tiles, but 1"):
-        codec.decompress(coded.streams, 128, 64, 5000, tile_log2=6)
+    for count in (0, 1, 3):
+        with pytest.raises(CorruptStreamError, match=f"2 tiles, but {count}"):
+            codec.decompress(coded.streams * count, 128, 64, 5000, tile_log2=6)
 
 
 def test_threads_are_restored(codec):
@@ -175,6 +228,30 @@ def test_model_folder_round_trip_and_damage(tmp_path):
         load_photo_model(folder)
     with pytest.raises(InputError, match="not a model folder"):
         load_photo_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (b"\xff{}", "not a model folder"),
+        (b"{", "not a model folder"),
+        (b"[]", "not a model folder"),
+        (b'{"kind": "photo"}', "SHA-256"),
+        ({"config": None}, "no valid model"),
+        ({"config": {"depth": 3}}, "no valid model"),
+        ({"config": {"latent_channels": 64}}, "do not fit"),
+    ],
+)
+def test_descriptions_that_do_not_fit_the_weights(tmp_path, description, message):
+    (tmp_path / "model.safetensors").write_bytes((PACKAGED / "model.safetensors").read_bytes())
+    if isinstance(description, dict):
+        packaged = json.loads((PACKAGED / "model.json").read_text())
+        description = json.dumps({**packaged, **description}).encode()
+    (tmp_path / "model.json").write_bytes(description)
+    with pytest.raises(InputError, match=message):
+        load_photo_model(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path)
 
 
 def test_quality_spans_the_multipliers():

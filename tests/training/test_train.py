@@ -143,7 +143,9 @@ def test_resume(make_trainer, tmp_path):
     for name, tensor in resumed.network.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     moments = first.optimizer.state_dict()["state"]
-    for index, moment in resumed.optimizer.state_dict()["state"].items():
+    resumed_moments = resumed.optimizer.state_dict()["state"]
+    assert moments and resumed_moments.keys() == moments.keys()
+    for index, moment in resumed_moments.items():
         assert torch.equal(moment["exp_avg_sq"], moments[index]["exp_avg_sq"])
     beginning = CropSampler(resumed.training, 64, seed=resumed.options.seed)
     assert not torch.equal(next(resumed.batches), beginning.batch(2))  # its crops are new
@@ -307,6 +309,18 @@ def test_crops_keep_to_large_pictures_by_area(tmp_path):
     values, counts = colours[:, 0].unique(return_counts=True)
     assert values.tolist() == [60, 180]
     assert 5 <= counts[0] <= 40  # a tenth of the area; this is fixed by the seed
+
+
+def test_crops_are_flipped_and_turned(tmp_path):
+    """A ramp from left to right is seen rising and falling, and sometimes from top to bottom."""
+    ramp = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None], 120, axis=0)
+    Image.fromarray(np.stack([ramp] * 3, axis=2)).save(tmp_path / "ramp.png")
+    crops = CropSampler(list_pictures(tmp_path), 32).batch(60)[:, 0].float()
+    across = (crops[:, 16, -1] - crops[:, 16, 0]).sign()
+    down = (crops[:, -1, 16] - crops[:, 0, 16]).sign()
+    assert ((across != 0) ^ (down != 0)).all()
+    assert 15 < (across > 0).sum() < 45 and 15 < (across < 0).sum() < 45
+    assert 1 <= (down > 0).sum() < 20 and 1 <= (down < 0).sum() < 20
 
 
 def test_no_picture_is_large_enough(tmp_path):
