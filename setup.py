@@ -22,9 +22,10 @@ ROOT = Path(__file__).parent.resolve()
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
 
-# A source whose name ends so is one SIMD variant of a kernel: it is built with these flags on
-# x86-64, left out elsewhere, and entered at run time only on a processor that has them.
+# A source whose name ends so is one SIMD variant of a kernel: it is built with these flags for the
+# processors below, left out elsewhere, and entered at run time only where they are supported.
 SIMD_FLAGS = {
+    "_neon": [],  # a part of every aarch64
     "_avx2": ["-mavx2"],
     # GCC 12 warns of what its own AVX-512 headers leave undefined on purpose (GCC bug 105593).
     "_avx512vnni": [
@@ -121,7 +122,9 @@ class BuildKernels(build_ext):
             self._warn_left_out(ext, error)
 
     def _wanted(self, source: str) -> bool:
-        return simd_suffix(source) is None or self.plat_name.endswith(("x86_64", "amd64"))
+        suffix = simd_suffix(source)
+        processors = ("aarch64", "arm64") if suffix == "_neon" else ("x86_64", "amd64")
+        return suffix is None or self.plat_name.endswith(processors)
 
     def _compile(self, source: str, ext: Extension, nvcc: Path | None) -> str:
         """Compiles one file, unless its object is newer than it and every header."""

@@ -3,6 +3,7 @@
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels of pycodec.";
   bind_simd_level(m);
+  bind_compressai_ans(m);
   bind_rans(m);
   bind_quadtree_stage(m);
   bind_quantized_conv2d(m);

@@ -12,6 +12,7 @@
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/encoder.hpp"
+#include "rans/substreams.hpp"
 #include "rans/tables.hpp"
 
 namespace py = pybind11;
@@ -44,6 +45,13 @@ void with_indexes(const py::array& indexes, Function&& f) {
   }
 }
 
+void check_same_size(const py::array& symbols, const py::array& indexes) {
+  if (symbols.size() != indexes.size()) {
+    throw std::invalid_argument(std::to_string(symbols.size()) + " symbols with " +
+                                std::to_string(indexes.size()) + " indexes");
+  }
+}
+
 template <class T>
 std::vector<T> to_vector(const py::array_t<T, py::array::c_style>& array) {
   return {array.data(), array.data() + array.size()};
@@ -61,10 +69,7 @@ std::shared_ptr<TableSet> make_table_set(
 
 py::bytes encode(const py::array& symbols, const py::array& indexes, const TableSet& tables,
                  int lanes) {
-  if (symbols.size() != indexes.size()) {
-    throw std::invalid_argument(std::to_string(symbols.size()) + " symbols with " +
-                                std::to_string(indexes.size()) + " indexes");
-  }
+  check_same_size(symbols, indexes);
   const auto count = static_cast<std::size_t>(symbols.size());
   const std::int32_t* data = symbol_data(symbols);
   std::vector<std::uint8_t> stream;
@@ -75,21 +80,48 @@ py::bytes encode(const py::array& symbols, const py::array& indexes, const Table
   return py::bytes(reinterpret_cast<const char*>(stream.data()), stream.size());
 }
 
+// A buffer of bytes that stays where it is for as long as this lives.
+class Bytes {
+ public:
+  explicit Bytes(const py::buffer& data) : info_(data.request()) {
+    if (info_.itemsize != 1 || info_.ndim != 1 || (info_.size > 1 && info_.strides[0] != 1)) {
+      throw std::invalid_argument("a rANS stream must be bytes or a contiguous buffer of them");
+    }
+  }
+
+  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(info_.ptr); }
+  std::size_t size() const { return static_cast<std::size_t>(info_.size); }
+
+ private:
+  py::buffer_info info_;
+};
+
+// `out` as a typed pointer to `count` symbols.
+std::int32_t* mutable_symbol_data(py::array& out, py::ssize_t count) {
+  if (!is_contiguous_array_of<std::int32_t>(out) || !out.writeable()) {
+    throw std::invalid_argument("out must be a contiguous writable int32 array");
+  }
+  if (out.size() != count) {
+    throw std::invalid_argument(std::to_string(count) + " indexes, but out has " +
+                                std::to_string(out.size()) + " items");
+  }
+  return static_cast<std::int32_t*>(out.mutable_data());
+}
+
 // Holds on to what the C++ decoder only refers to: the stream's buffer and the tables.
 class BoundDecoder {
  public:
   BoundDecoder(const py::buffer& data, std::shared_ptr<const TableSet> tables)
-      : tables_(std::move(tables)), buffer_(data.request()), decoder_(make_decoder()) {}
+      : tables_(std::move(tables)),
+        bytes_(std::make_shared<Bytes>(data)),
+        decoder_(*tables_, bytes_->data(), bytes_->size()) {}
+
+  BoundDecoder(std::shared_ptr<const Bytes> bytes, std::shared_ptr<const TableSet> tables,
+               const pycodec::rans::Decoder& decoder)
+      : tables_(std::move(tables)), bytes_(std::move(bytes)), decoder_(decoder) {}
 
   void decode(const py::array& indexes, py::array& out) {
-    if (!is_contiguous_array_of<std::int32_t>(out) || !out.writeable()) {
-      throw std::invalid_argument("out must be a contiguous writable int32 array");
-    }
-    if (out.size() != indexes.size()) {
-      throw std::invalid_argument(std::to_string(indexes.size()) + " indexes, but out has " +
-                                  std::to_string(out.size()) + " items");
-    }
-    auto* symbols = static_cast<std::int32_t*>(out.mutable_data());
+    auto* symbols = mutable_symbol_data(out, indexes.size());
     const auto count = static_cast<std::size_t>(indexes.size());
     with_indexes(indexes, [&](const auto* typed) {
       py::gil_scoped_release release;
@@ -101,18 +133,75 @@ class BoundDecoder {
   int lanes() const { return decoder_.lanes(); }
 
  private:
-  pycodec::rans::Decoder make_decoder() const {
-    if (buffer_.itemsize != 1 || buffer_.ndim != 1 ||
-        (buffer_.size > 1 && buffer_.strides[0] != 1)) {
-      throw std::invalid_argument("a rANS stream must be bytes or a contiguous buffer of them");
+  std::shared_ptr<const TableSet> tables_;
+  std::shared_ptr<const Bytes> bytes_;
+  pycodec::rans::Decoder decoder_;
+};
+
+py::bytes encode_substreams(const py::array& symbols, const py::array& indexes,
+                            const TableSet& tables,
+                            const py::array_t<std::uint32_t, py::array::c_style>& counts, int lanes,
+                            int threads) {
+  check_same_size(symbols, indexes);
+  const std::vector<std::uint32_t> lengths = to_vector(counts);
+  const std::int32_t* data = symbol_data(symbols);
+  std::vector<std::uint8_t> out;
+  with_indexes(indexes, [&](const auto* typed) {
+    py::gil_scoped_release release;
+    out = pycodec::rans::encode_substreams(tables, data, typed, lengths, lanes, threads);
+  });
+  return py::bytes(reinterpret_cast<const char*>(out.data()), out.size());
+}
+
+class BoundSubstreams {
+ public:
+  BoundSubstreams(const py::buffer& data, std::shared_ptr<const TableSet> tables)
+      : tables_(std::move(tables)),
+        bytes_(std::make_shared<Bytes>(data)),
+        index_(*tables_, bytes_->data(), bytes_->size()) {}
+
+  // Substreams [first, last); the caller has checked the range.
+  void decode(std::size_t first, std::size_t last, const py::array& indexes, py::array& out,
+              int threads) const {
+    std::uint64_t count = 0;
+    for (std::size_t i = first; i < last; ++i) count += index_[i].num_symbols;
+    if (count != static_cast<std::uint64_t>(indexes.size())) {
+      throw std::invalid_argument("the substreams hold " + std::to_string(count) +
+                                  " symbols, but there are " + std::to_string(indexes.size()) +
+                                  " indexes");
     }
-    return {*tables_, static_cast<const std::uint8_t*>(buffer_.ptr),
-            static_cast<std::size_t>(buffer_.size)};
+    auto* symbols = mutable_symbol_data(out, indexes.size());
+    with_indexes(indexes, [&](const auto* typed) {
+      py::gil_scoped_release release;
+      pycodec::rans::decode_substreams(*tables_, index_, bytes_->data(), first, last, typed,
+                                       symbols, threads);
+    });
   }
 
+  BoundDecoder decoder(std::size_t i) const {
+    return {bytes_, tables_, index_.decoder(i, *tables_, bytes_->data())};
+  }
+
+  // uint64 [S, 4]: first symbol, number of symbols, offset and size of the body in bytes.
+  py::array_t<std::uint64_t> layout() const {
+    py::array_t<std::uint64_t> out({static_cast<py::ssize_t>(index_.size()), py::ssize_t{4}});
+    auto rows = out.mutable_unchecked<2>();
+    for (std::size_t i = 0; i < index_.size(); ++i) {
+      const auto row = static_cast<py::ssize_t>(i);
+      rows(row, 0) = index_[i].first_symbol;
+      rows(row, 1) = index_[i].num_symbols;
+      rows(row, 2) = index_[i].body;
+      rows(row, 3) = index_[i].body_size;
+    }
+    return out;
+  }
+
+  int lanes() const { return index_.lanes(); }
+
+ private:
   std::shared_ptr<const TableSet> tables_;
-  py::buffer_info buffer_;
-  pycodec::rans::Decoder decoder_;
+  std::shared_ptr<const Bytes> bytes_;
+  pycodec::rans::SubstreamIndex index_;
 };
 
 // C++ errors become those of pycodec.errors.
@@ -147,4 +236,16 @@ void bind_rans(py::module_& m) {
       .def("decode", &BoundDecoder::decode, py::arg("indexes"), py::arg("out").noconvert())
       .def("finish", &BoundDecoder::finish)
       .def_property_readonly("lanes", &BoundDecoder::lanes);
+
+  m.def("rans_encode_substreams", &encode_substreams, py::arg("symbols"), py::arg("indexes"),
+        py::arg("tables"), py::arg("counts"), py::arg("lanes"), py::arg("threads"));
+
+  py::class_<BoundSubstreams>(m, "RansSubstreams", "Decodes independent substreams.")
+      .def(py::init<const py::buffer&, std::shared_ptr<TableSet>>(), py::arg("data"),
+           py::arg("tables"))
+      .def("decode", &BoundSubstreams::decode, py::arg("first"), py::arg("last"),
+           py::arg("indexes"), py::arg("out").noconvert(), py::arg("threads"))
+      .def("decoder", &BoundSubstreams::decoder, py::arg("index"))
+      .def("layout", &BoundSubstreams::layout)
+      .def_property_readonly("lanes", &BoundSubstreams::lanes);
 }

@@ -7,12 +7,17 @@
 namespace pycodec {
 namespace {
 
-constexpr SimdLevel kLevels[] = {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512Vnni};
+constexpr SimdLevel kLevels[] = {SimdLevel::kScalar, SimdLevel::kNeon, SimdLevel::kAvx2,
+                                 SimdLevel::kAvx512Vnni};
 
 bool is_supported(SimdLevel level) {
   switch (level) {
     case SimdLevel::kScalar:
       return true;
+#if defined(__aarch64__)
+    case SimdLevel::kNeon:
+      return true;  // a part of every aarch64
+#endif
 #if defined(__x86_64__)
     case SimdLevel::kAvx2:
       return __builtin_cpu_supports("avx2");
@@ -50,6 +55,8 @@ void set_simd_level(SimdLevel level) {
 
 const char* simd_level_name(SimdLevel level) {
   switch (level) {
+    case SimdLevel::kNeon:
+      return "neon";
     case SimdLevel::kAvx2:
       return "avx2";
     case SimdLevel::kAvx512Vnni:
@@ -64,7 +71,7 @@ SimdLevel parse_simd_level(const std::string& name) {
     if (name == simd_level_name(level)) return level;
   }
   throw std::invalid_argument("unknown SIMD level '" + name +
-                              "'; known are scalar, avx2 and avx512vnni");
+                              "'; known are scalar, neon, avx2 and avx512vnni");
 }
 
 }  // namespace pycodec

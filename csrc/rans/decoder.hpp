@@ -7,8 +7,9 @@
 #include <limits>
 #include <string>
 
-#include "rans.hpp"
-#include "tables.hpp"
+#include "rans/kernels.hpp"
+#include "rans/rans.hpp"
+#include "rans/tables.hpp"
 
 namespace pycodec {
 namespace rans {
@@ -21,58 +22,44 @@ struct WordReader {
   std::ptrdiff_t words_left() const { return (end - next) / std::ptrdiff_t{kWordBytes}; }
 };
 
-// Pops whole groups of kLanes symbols until one is an escape, the words may run short, or all are
-// done; returns how many symbols it popped. This loop is where the time goes, and what a SIMD
-// variant replaces: like this one it may stop at any symbol, and the caller pops the next ones.
-template <int kLanes, class Index>
-std::size_t pop_groups(const TableSet& tables, const Index* indexes, std::size_t count,
-                       std::int32_t* symbols, std::uint32_t* states, WordReader& reader) {
-  const int precision = tables.precision();
-  const std::uint32_t slot_mask = (1u << precision) - 1;
-  const TableInfo* const infos = tables.infos();
-  const DecodeEntry* const entries = tables.decode_entries();
-  const std::uint16_t* const ranks = tables.ranks();
-  std::uint32_t lanes[kLanes];
-  std::copy(states, states + kLanes, lanes);
-  WordReader words = reader;
-  std::size_t done = 0;
-  bool escaped = false;
-  // A group reads at most a word a lane, so inside of a group nothing needs to be checked.
-  while (done < count && words.words_left() >= kLanes && !escaped) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const std::uint32_t x = lanes[lane];
-      const std::size_t index = indexes[done];
-      const TableInfo& info = infos[index];
-      const std::uint32_t slot = x & slot_mask;
-      const std::uint32_t rank = ranks[(index << precision) + slot];
-      if (rank == info.num_values) {
-        escaped = true;
-        break;
-      }
-      symbols[done] =
-          static_cast<std::int32_t>(static_cast<std::uint32_t>(info.first_value) + rank);
-      ++done;
-      const DecodeEntry entry = entries[info.first_entry + rank];
-      const std::uint32_t popped = entry.frequency() * (x >> precision) + (slot - entry.start);
-      // As in push_symbol(): always load, and move the pointer if the word was needed.
-      const std::uint32_t empty = popped < kLowerBound ? 1 : 0;
-      lanes[lane] = popped << (16 * empty) | (load_word(words.next) & (0u - empty));
-      words.next += kWordBytes * empty;
-    }
-  }
-  std::copy(lanes, lanes + kLanes, states);
-  reader = words;
-  return done;
-}
-
 // Keeps its state between calls, so that a context model can ask for symbols wave by wave: any
 // split into calls gives the same symbols. Not for use by two threads at once.
 class Decoder {
  public:
-  // Neither the stream nor the tables are copied; both must outlive the decoder. Throws
+  // A whole stream. Neither it nor the tables are copied; both must outlive the decoder. Throws
   // CorruptStream if the stream does not start like one of these tables' precision.
   Decoder(const TableSet& tables, const std::uint8_t* data, std::size_t size)
-      : tables_(tables), begin_(data) {
+      : Decoder(tables, parse_header_byte(tables, data, size), data, data + kHeaderBytes,
+                data + size) {}
+
+  // A stream whose header byte is elsewhere: states and words are [body, end). Offsets in errors
+  // count from `begin`.
+  Decoder(const TableSet& tables, int lanes, const std::uint8_t* begin, const std::uint8_t* body,
+          const std::uint8_t* end)
+      : tables_(tables),
+        view_(tables.view()),
+        kernels_(kernels_for(simd_level(), lanes)),
+        begin_(begin),
+        lanes_(static_cast<unsigned>(lanes)) {
+    const std::size_t size = static_cast<std::size_t>(end - body);
+    if (size < kStateBytes * lanes_) {
+      throw CorruptStream("the rANS stream ends inside its states", offset(end));
+    }
+    if ((size - kStateBytes * lanes_) % kWordBytes != 0) {
+      throw CorruptStream("the rANS stream ends inside a word", offset(end));
+    }
+    for (unsigned lane = 0; lane < lanes_; ++lane, body += kStateBytes) {
+      cursor_.states[lane] = load_state(body);
+      if (cursor_.states[lane] < kLowerBound) {
+        throw CorruptStream("the state of rANS lane " + std::to_string(lane) + " is too small",
+                            offset(body));
+      }
+    }
+    cursor_.reader = {body, end};
+  }
+
+  // The number of lanes; throws like the constructor.
+  static int parse_header_byte(const TableSet& tables, const std::uint8_t* data, std::size_t size) {
     if (size < kHeaderBytes) throw CorruptStream("the rANS stream is empty", 0);
     const int log2_lanes = data[0] & 7;
     const int precision = (data[0] >> 4) + 1;
@@ -85,21 +72,7 @@ class Decoder {
                               std::to_string(tables.precision()),
                           0);
     }
-    lanes_ = 1 << log2_lanes;
-    const std::size_t prefix = kHeaderBytes + kStateBytes * static_cast<std::size_t>(lanes_);
-    if (size < prefix) throw CorruptStream("the rANS stream ends inside its states", size);
-    if ((size - prefix) % kWordBytes != 0) {
-      throw CorruptStream("the rANS stream ends inside a word", size);
-    }
-    for (int lane = 0; lane < lanes_; ++lane) {
-      const std::size_t offset = kHeaderBytes + kStateBytes * static_cast<std::size_t>(lane);
-      cursor_.states[lane] = load_state(data + offset);
-      if (cursor_.states[lane] < kLowerBound) {
-        throw CorruptStream("the state of rANS lane " + std::to_string(lane) + " is too small",
-                            offset);
-      }
-    }
-    cursor_.reader = {data + prefix, data + size};
+    return 1 << log2_lanes;
   }
 
   // Pops the next `count` symbols. Throws std::invalid_argument for an index without table and
@@ -108,7 +81,9 @@ class Decoder {
   template <class Index>
   void decode(const Index* indexes, std::size_t count, std::int32_t* symbols) {
     tables_.check_indexes(indexes, count);
-    cursor_ = pop(indexes, count, symbols, cursor_);
+    Cursor cursor = cursor_;  // a throw leaves the decoder as it was
+    pop(indexes, count, symbols, cursor);
+    cursor_ = cursor;
   }
 
   // Throws CorruptStream unless the symbols popped so far are all that was encoded.
@@ -116,7 +91,7 @@ class Decoder {
     if (cursor_.reader.words_left() > 0) {
       throw CorruptStream("the rANS stream goes on after its last symbol", offset(cursor_));
     }
-    for (int lane = 0; lane < lanes_; ++lane) {
+    for (unsigned lane = 0; lane < lanes_; ++lane) {
       if (cursor_.states[lane] != kLowerBound) {
         throw CorruptStream("rANS lane " + std::to_string(lane) + " did not return to its start",
                             offset(cursor_));
@@ -124,53 +99,52 @@ class Decoder {
     }
   }
 
-  int lanes() const { return lanes_; }
+  int lanes() const { return static_cast<int>(lanes_); }
 
  private:
   struct Cursor {
-    std::uint32_t states[kMaxLanes];
+    alignas(64) std::uint32_t states[kMaxLanes];
     WordReader reader;
-    std::size_t lane = 0;  // of the next symbol
+    unsigned lane = 0;  // of the next symbol
   };
 
-  // Works on a copy of the cursor: a throw leaves the decoder as it was.
   template <class Index>
-  Cursor pop(const Index* indexes, std::size_t count, std::int32_t* symbols, Cursor cursor) const {
-    const auto lanes = static_cast<std::size_t>(lanes_);
+  void pop(const Index* indexes, std::size_t count, std::int32_t* symbols, Cursor& cursor) const {
     std::size_t done = 0;
     while (done < count) {
-      if (cursor.lane == 0) {
-        const std::size_t whole_groups = (count - done) / lanes * lanes;
-        const auto with_lanes = [&](auto num_lanes) {
-          return pop_groups<decltype(num_lanes)::value>(
-              tables_, indexes + done, whole_groups, symbols + done, cursor.states, cursor.reader);
-        };
-        const std::size_t popped = dispatch_lanes(lanes_, with_lanes);
-        done += popped;
-        cursor.lane = popped % lanes;
+      if (cursor.lane % kernels_.step == 0 && count - done >= kernels_.step) {
+        Lanes lanes = {cursor.states, lanes_, cursor.lane};
+        done += pop_kernel(indexes)(view_, indexes + done, count - done, symbols + done, lanes,
+                                    cursor.reader.next, cursor.reader.end);
+        cursor.lane = lanes.next;
         if (done == count) break;
       }
-      symbols[done] = pop_one(indexes[done], cursor);
-      ++done;
-      cursor.lane = (cursor.lane + 1) % lanes;
+      // What stopped the kernel, and on to its next step.
+      do {
+        symbols[done] = pop_one(indexes[done], cursor);
+        ++done;
+        cursor.lane = (cursor.lane + 1) & (lanes_ - 1);
+      } while (done < count && cursor.lane % kernels_.step != 0);
     }
-    return cursor;
   }
+
+  PopKernel<std::uint8_t> pop_kernel(const std::uint8_t*) const { return kernels_.pop8; }
+  PopKernel<std::uint16_t> pop_kernel(const std::uint16_t*) const { return kernels_.pop16; }
 
   std::int32_t pop_one(std::size_t index, Cursor& cursor) const {
     const int precision = tables_.precision();
-    const TableInfo& info = tables_.infos()[index];
+    const TableInfo& info = tables_.info(index);
     std::uint32_t& x = cursor.states[cursor.lane];
     const std::uint32_t slot = x & ((1u << precision) - 1);
-    const std::uint32_t rank = tables_.ranks()[(index << precision) + slot];
-    const DecodeEntry entry = tables_.decode_entries()[info.first_entry + rank];
-    x = entry.frequency() * (x >> precision) + (slot - entry.start);
+    const std::uint32_t rank = tables_.rank(index, slot);
+    const DecodeEntry& entry = tables_.decode_entry(info, rank);
+    x = (entry.last_bias + 1u) * (x >> precision) + (slot - entry.start);
     renormalize(x, cursor);
     if (rank < info.num_values) {
       return static_cast<std::int32_t>(std::int64_t{info.first_value} + rank);
     }
     const std::int64_t value =
-        escaped_value(pop_escape_code(x, cursor), info.first_value, info.last_value());
+        escaped_value(pop_escape_code(x, cursor), info.first_value, last_value(info));
     if (value < std::numeric_limits<std::int32_t>::min() ||
         value > std::numeric_limits<std::int32_t>::max()) {
       throw CorruptStream("an escaped rANS symbol exceeds int32", offset(cursor));
@@ -222,13 +196,14 @@ class Decoder {
     throw CorruptStream("a rANS escape has more than 32 bits", offset(cursor));
   }
 
-  std::size_t offset(const Cursor& cursor) const {
-    return static_cast<std::size_t>(cursor.reader.next - begin_);
-  }
+  std::size_t offset(const std::uint8_t* p) const { return static_cast<std::size_t>(p - begin_); }
+  std::size_t offset(const Cursor& cursor) const { return offset(cursor.reader.next); }
 
   const TableSet& tables_;
+  TableView view_;
+  const Kernels& kernels_;
   const std::uint8_t* begin_;
-  int lanes_;
+  unsigned lanes_;
   Cursor cursor_;
 };
 

@@ -11,8 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "rans.hpp"
-#include "tables.hpp"
+#include "rans/kernels.hpp"
+#include "rans/rans.hpp"
+#include "rans/tables.hpp"
 
 namespace pycodec {
 namespace rans {
@@ -36,6 +37,7 @@ class WordStack {
   std::size_t free_bytes() const { return static_cast<std::size_t>(top_ - buffer_.get()); }
   std::size_t size() const { return capacity_ - free_bytes(); }
   std::uint8_t*& top() { return top_; }
+  const std::uint8_t* top() const { return top_; }
 
  private:
   static constexpr std::size_t kMinCapacity = 4096;
@@ -45,41 +47,15 @@ class WordStack {
   std::uint8_t* top_ = nullptr;
 };
 
-// Pushes whole groups of kLanes symbols, the last symbol first, until one needs an escape or all
-// are done; returns how many symbols it pushed. The caller has made room for a word a symbol. This
-// loop is where the time goes, and what a SIMD variant replaces.
-template <int kLanes, class Index>
-std::size_t push_groups(const TableInfo* infos, const EncodeEntry* entries,
-                        const std::int32_t* symbols, const Index* indexes, std::size_t count,
-                        std::uint32_t* states, std::uint8_t*& top) {
-  std::uint32_t lanes[kLanes];
-  std::copy(states, states + kLanes, lanes);
-  std::uint8_t* words = top;
-  std::size_t left = count;
-  bool escaped = false;
-  while (left > 0 && !escaped) {
-    for (int lane = kLanes - 1; lane >= 0; --lane) {
-      const TableInfo& info = infos[indexes[left - 1]];
-      const std::uint32_t rank = static_cast<std::uint32_t>(symbols[left - 1]) -
-                                 static_cast<std::uint32_t>(info.first_value);
-      if (rank >= info.num_values) {
-        escaped = true;
-        break;
-      }
-      lanes[lane] = push_symbol(lanes[lane], entries[info.first_entry + rank], words);
-      --left;
-    }
-  }
-  std::copy(lanes, lanes + kLanes, states);
-  top = words;
-  return count - left;
-}
-
 // Takes the symbols from the last to the first, in runs of any length.
 class Encoder {
  public:
   // `lanes` is a power of two, 1..64. The tables must outlive the encoder.
-  Encoder(const TableSet& tables, int lanes) : tables_(tables), lanes_(lanes) {
+  Encoder(const TableSet& tables, int lanes)
+      : tables_(tables),
+        view_(tables.view()),
+        kernels_(kernels_for(push_level(tables), lanes)),
+        lanes_(static_cast<unsigned>(lanes)) {
     if (lanes < 1 || lanes > kMaxLanes || (lanes & (lanes - 1)) != 0) {
       throw std::invalid_argument("lanes must be a power of two, 1..64, not " +
                                   std::to_string(lanes));
@@ -95,18 +71,22 @@ class Encoder {
             std::size_t position) {
     tables_.check_indexes(indexes, count);
     while (count > 0) {
-      const std::size_t lane_end = (position + count) % static_cast<std::size_t>(lanes_);
-      const std::size_t groups = count / static_cast<std::size_t>(lanes_);
-      if (lane_end == 0 && groups > 0) {
+      const auto next = static_cast<unsigned>((position + count) & (lanes_ - 1));
+      if (next % kernels_.step == 0 && count >= kernels_.step) {
         // In runs, so that the buffer stays in proportion to what it holds.
-        const std::size_t run = std::min(groups, kGroupsPerRun) * static_cast<std::size_t>(lanes_);
-        words_.reserve(run);
-        const std::size_t done = push_groups(symbols + count - run, indexes + count - run, run);
+        const std::size_t run = std::min(count, kSymbolsPerRun);
+        words_.reserve(run + kPushMargin / kWordBytes);
+        Lanes lanes = {states_, lanes_, next};
+        const std::size_t done = push_kernel(indexes)(
+            view_, symbols + count - run, indexes + count - run, run, lanes, words_.top());
         count -= done;
         if (done == run) continue;
       }
-      --count;
-      push_one(symbols[count], indexes[count], position + count);
+      // What stopped the kernel, and on to its next step.
+      do {
+        --count;
+        push_one(symbols[count], indexes[count], position + count);
+      } while (count > 0 && (position + count) % kernels_.step != 0);
     }
   }
 
@@ -114,46 +94,47 @@ class Encoder {
   std::size_t num_word_bytes() const { return words_.size(); }
 
   // The whole stream: header, states, words.
-  std::vector<std::uint8_t> finish() {
-    int log2_lanes = 0;
-    while (1 << log2_lanes < lanes_) ++log2_lanes;
-    const std::size_t prefix = kHeaderBytes + kStateBytes * static_cast<std::size_t>(lanes_);
-    std::vector<std::uint8_t> stream(prefix);
-    stream.reserve(prefix + words_.size());
-    stream[0] = header_byte(log2_lanes, tables_.precision());
-    for (int lane = 0; lane < lanes_; ++lane) {
-      store_state(stream.data() + kHeaderBytes + kStateBytes * static_cast<std::size_t>(lane),
-                  states_[lane]);
-    }
-    stream.insert(stream.end(), words_.top(), words_.top() + words_.size());
+  std::vector<std::uint8_t> finish() const {
+    std::vector<std::uint8_t> stream;
+    stream.reserve(kHeaderBytes + body_size());
+    stream.push_back(header_byte(static_cast<int>(lanes_), tables_.precision()));
+    append_body(stream);
     return stream;
   }
 
- private:
-  static constexpr std::size_t kGroupsPerRun = 1024;
-
-  template <class Index>
-  std::size_t push_groups(const std::int32_t* symbols, const Index* indexes, std::size_t count) {
-    const auto with_lanes = [&](auto lanes) {
-      return rans::push_groups<decltype(lanes)::value>(tables_.infos(), tables_.encode_entries(),
-                                                       symbols, indexes, count, states_,
-                                                       words_.top());
-    };
-    return dispatch_lanes(lanes_, with_lanes);
+  // States and words.
+  std::size_t body_size() const { return kStateBytes * lanes_ + words_.size(); }
+  void append_body(std::vector<std::uint8_t>& out) const {
+    for (unsigned lane = 0; lane < lanes_; ++lane) {
+      std::uint8_t bytes[kStateBytes];
+      store_state(bytes, states_[lane]);
+      out.insert(out.end(), bytes, bytes + kStateBytes);
+    }
+    out.insert(out.end(), words_.top(), words_.top() + words_.size());
   }
+
+ private:
+  static constexpr std::size_t kSymbolsPerRun = 1 << 16;
+
+  static SimdLevel push_level(const TableSet& tables) {
+    return tables.precision() < kMinSimdPushPrecision ? SimdLevel::kScalar : simd_level();
+  }
+
+  PushKernel<std::uint8_t> push_kernel(const std::uint8_t*) const { return kernels_.push8; }
+  PushKernel<std::uint16_t> push_kernel(const std::uint16_t*) const { return kernels_.push16; }
 
   void push_one(std::int32_t symbol, std::size_t index, std::size_t position) {
     words_.reserve(kMaxWordsPerEscape);
-    std::uint32_t& state = states_[position % static_cast<std::size_t>(lanes_)];
-    const TableInfo& info = tables_.infos()[index];
+    std::uint32_t& state = states_[position & (lanes_ - 1)];
+    const TableInfo& info = tables_.info(index);
     std::uint32_t rank =
         static_cast<std::uint32_t>(symbol) - static_cast<std::uint32_t>(info.first_value);
     if (rank >= info.num_values) {
       if (!info.has_escape) throw_not_covered(symbol, index, position);
       rank = info.num_values;
-      push_escape_code(state, escape_code(symbol, info.first_value, info.last_value()));
+      push_escape_code(state, escape_code(symbol, info.first_value, last_value(info)));
     }
-    state = push_symbol(state, tables_.encode_entries()[info.first_entry + rank], words_.top());
+    state = push_symbol(state, tables_.encode_entry(info, rank), words_.top());
   }
 
   // The mirror image of pop_escape_code() in decoder.hpp: last bits first.
@@ -180,17 +161,19 @@ class Encoder {
 
   [[noreturn]] void throw_not_covered(std::int32_t symbol, std::size_t index,
                                       std::size_t position) const {
-    const TableInfo& info = tables_.infos()[index];
+    const TableInfo& info = tables_.info(index);
     throw std::invalid_argument("symbol " + std::to_string(symbol) + " at position " +
                                 std::to_string(position) + " is outside table " +
                                 std::to_string(index) + " (values " +
                                 std::to_string(info.first_value) + ".." +
-                                std::to_string(info.last_value()) + "), which has no escape");
+                                std::to_string(last_value(info)) + "), which has no escape");
   }
 
   const TableSet& tables_;
-  int lanes_;
-  std::uint32_t states_[kMaxLanes];
+  TableView view_;
+  const Kernels& kernels_;
+  unsigned lanes_;
+  alignas(64) std::uint32_t states_[kMaxLanes];
   WordStack words_;
 };
 
@@ -205,22 +188,24 @@ inline int lanes_for_payload(std::size_t bytes) {
   return lanes;
 }
 
-// Estimates the payload by coding up to 64 runs of 256 symbols, spread evenly.
+// For symbols that make `streams` streams of about one size. Estimates the payload by coding up to
+// 64 runs of 256 symbols, spread evenly.
 template <class Index>
 int choose_lanes(const TableSet& tables, const std::int32_t* symbols, const Index* indexes,
-                 std::size_t count) {
+                 std::size_t count, std::size_t streams = 1) {
   constexpr std::size_t kRuns = 64;
   constexpr std::size_t kRunLength = 256;
   Encoder sampler(tables, 1);
   if (count <= kRuns * kRunLength) {
     sampler.push(symbols, indexes, count, 0);
-    return lanes_for_payload(sampler.num_word_bytes());
+    return lanes_for_payload(sampler.num_word_bytes() / std::max<std::size_t>(streams, 1));
   }
   for (std::size_t run = 0; run < kRuns; ++run) {
     const std::size_t begin = (count - kRunLength) / (kRuns - 1) * run;
     sampler.push(symbols + begin, indexes + begin, kRunLength, begin);
   }
-  const double scale = static_cast<double>(count) / (kRuns * kRunLength);
+  const double scale =
+      static_cast<double>(count) / (kRuns * kRunLength) / static_cast<double>(streams);
   return lanes_for_payload(
       static_cast<std::size_t>(static_cast<double>(sampler.num_word_bytes()) * scale));
 }

@@ -63,7 +63,8 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
+
+#include "rans/kernels.hpp"
 
 namespace pycodec {
 
@@ -96,29 +97,10 @@ constexpr int kMaxRawBits = 16;
 // An escape is its symbol, two runs of 16 zeros and one with the leading one, and two raw pieces.
 constexpr std::size_t kMaxWordsPerEscape = 6;
 
-// Calls f with `lanes` as a compile-time constant (std::integral_constant).
-template <class Function>
-auto dispatch_lanes(int lanes, Function&& f) {
-  switch (lanes) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 2:
-      return f(std::integral_constant<int, 2>{});
-    case 4:
-      return f(std::integral_constant<int, 4>{});
-    case 8:
-      return f(std::integral_constant<int, 8>{});
-    case 16:
-      return f(std::integral_constant<int, 16>{});
-    case 32:
-      return f(std::integral_constant<int, 32>{});
-    default:
-      return f(std::integral_constant<int, 64>{});
-  }
-}
-
 // The stream's first byte: bits 0-2 log2 of the lanes, bit 3 zero, bits 4-7 the precision less 1.
-inline std::uint8_t header_byte(int log2_lanes, int precision) {
+inline std::uint8_t header_byte(int lanes, int precision) {
+  int log2_lanes = 0;
+  while (1 << log2_lanes < lanes) ++log2_lanes;
   return static_cast<std::uint8_t>(log2_lanes | (precision - 1) << 4);
 }
 
@@ -147,14 +129,6 @@ inline std::uint64_t multiply_high(std::uint64_t a, std::uint64_t b) {
   __extension__ using uint128 = unsigned __int128;
   return static_cast<std::uint64_t>(static_cast<uint128>(a) * b >> 64);
 }
-
-// All that a push needs to know of its symbol, in 16 bytes: four to a cache line.
-struct EncodeEntry {
-  std::uint64_t reciprocal;  // ceil(2^64 / f); 2^64 - 1 for f = 1
-  std::uint32_t bias;        // start; start + M - 1 for f = 1
-  std::uint16_t complement;  // M - f
-  std::uint16_t limit;       // f * 2^(16-p) - 1: emit a word if the state's upper half exceeds it
-};
 
 inline EncodeEntry make_encode_entry(std::uint32_t start, std::uint32_t frequency, int precision) {
   const std::uint32_t total = 1u << precision;

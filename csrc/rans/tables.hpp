@@ -1,6 +1,7 @@
 // Integer probability tables, laid out for the coder.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -8,32 +9,20 @@
 #include <string>
 #include <vector>
 
-#include "rans.hpp"
+#include "rans/kernels.hpp"
+#include "rans/rans.hpp"
 
 namespace pycodec {
 namespace rans {
 
-// Bounds the decoder's slot table (2 bytes a slot) to 128 MiB: 1024 tables of 16 bits, 16384 of 12.
+// Bounds the decoder's slot tables: 1024 tables of 16 bits, 16384 of 12.
 constexpr std::size_t kMaxTotalSlots = std::size_t{1} << 26;
+// Packed tables are larger, and of use only while they stay near the processor: 16 MiB.
+constexpr std::size_t kMaxPackedSlots = std::size_t{1} << 22;
 
-// A table covers the values first_value + rank, 0 <= rank < num_values, each with one entry; where
-// it has an escape, the entry after them (rank num_values) is the escape's.
-struct TableInfo {
-  std::int32_t first_value;
-  std::uint32_t num_values;
-  std::uint32_t first_entry;
-  bool has_escape;
-
-  std::int64_t last_value() const { return std::int64_t{first_value} + num_values - 1; }
-};
-
-// What a pop needs to know of its symbol.
-struct DecodeEntry {
-  std::uint16_t start;
-  std::uint16_t last_bias;  // f - 1
-
-  std::uint32_t frequency() const { return last_bias + 1u; }
-};
+inline std::int64_t last_value(const TableInfo& info) {
+  return std::int64_t{info.first_value} + info.num_values - 1;
+}
 
 // An immutable set of tables of one precision; safe to share between threads.
 class TableSet {
@@ -63,27 +52,45 @@ class TableSet {
       }
       check_table(t, frequencies.data() + end, sizes[t], offsets[t], escapes[t]);
       infos_.push_back({offsets[t], sizes[t] - (escapes[t] ? 1 : 0),
-                        static_cast<std::uint32_t>(end), escapes[t]});
+                        static_cast<std::uint32_t>(end), escapes[t] ? 1u : 0u});
       end += sizes[t];
     }
     if (end != frequencies.size()) {
       throw std::invalid_argument("the sizes add up to less than there are frequencies");
     }
     build_entries(frequencies, sizes);
+    if (precision <= kPackedBits && sizes.size() <= kMaxPackedSlots >> precision) pack();
   }
 
   int precision() const { return precision_; }
   std::size_t num_tables() const { return infos_.size(); }
-  const TableInfo* infos() const { return infos_.data(); }
+  const TableInfo& info(std::size_t table) const { return infos_[table]; }
 
-  // By TableInfo::first_entry + rank.
-  const EncodeEntry* encode_entries() const { return encode_entries_.data(); }
-  const DecodeEntry* decode_entries() const { return decode_entries_.data(); }
+  // Of `rank` (num_values: the escape) of a table.
+  const EncodeEntry& encode_entry(const TableInfo& info, std::uint32_t rank) const {
+    return encode_entries_[info.first_entry + rank];
+  }
+  const DecodeEntry& decode_entry(const TableInfo& info, std::uint32_t rank) const {
+    return decode_entries_[info.first_entry + rank];
+  }
 
-  // The rank whose interval holds slot s of table t is at (t << precision) + s. Looking the rank up
-  // by slot, then its interval by rank, keeps what is read at random small: it beat one table of
-  // everything (4 bytes a slot at 12 bits) by a fifth with 64 tables.
-  const std::uint16_t* ranks() const { return ranks_.data(); }
+  // The rank whose interval holds a slot. Looking the rank up by slot, then its interval by rank,
+  // keeps what is read at random small: two bytes a slot.
+  std::uint32_t rank(std::size_t table, std::uint32_t slot) const {
+    return ranks_[(table << precision_) + slot];
+  }
+
+  // For the inner loops, which look nothing up that the above does not say.
+  TableView view() const {
+    return {precision_,
+            infos_.data(),
+            encode_entries_.data(),
+            decode_entries_.data(),
+            ranks_.data(),
+            packed_slots_.empty() ? nullptr : packed_slots_.data(),
+            packed_entries_.empty() ? nullptr : packed_entries_.data(),
+            packed_base_};
+  }
 
   // Throws std::invalid_argument if one of the indexes names no table.
   template <class Index>
@@ -137,6 +144,34 @@ class TableSet {
         start += frequency;
       }
     }
+    ranks_.push_back(0);  // SIMD gathers read two ranks to get one
+  }
+
+  // See "packed tables" in kernels.hpp.
+  void pack() {
+    // Latents lie around zero; other alphabets start at their least value.
+    packed_base_ = infos_[0].first_value;
+    for (const TableInfo& info : infos_) packed_base_ = std::min(packed_base_, info.first_value);
+    packed_base_ = std::max(packed_base_, -(kPackedValues / 2));
+    packed_slots_.assign(infos_.size() << precision_, kUnpacked);
+    packed_entries_.assign(infos_.size() * kPackedStride, kNoEntry);
+    for (std::size_t table = 0; table < infos_.size(); ++table) {
+      const TableInfo& info = infos_[table];
+      const std::int64_t first = std::max<std::int64_t>(info.first_value, packed_base_);
+      const std::int64_t last =
+          std::min<std::int64_t>(last_value(info), std::int64_t{packed_base_} + kPackedValues - 1);
+      for (std::int64_t value = first; value <= last; ++value) {
+        const auto rank = static_cast<std::uint32_t>(value - info.first_value);
+        const auto code = static_cast<std::uint32_t>(value - packed_base_);
+        const DecodeEntry& entry = decode_entry(info, rank);
+        packed_entries_[table * kPackedStride + code] =
+            entry.start | static_cast<std::uint32_t>(entry.last_bias) << 16;
+        std::uint32_t* slots = packed_slots_.data() + (table << precision_) + entry.start;
+        for (std::uint32_t bias = 0; bias <= entry.last_bias; ++bias) {
+          slots[bias] = entry.last_bias | bias << kPackedBits | code << (2 * kPackedBits);
+        }
+      }
+    }
   }
 
   int precision_;
@@ -144,6 +179,9 @@ class TableSet {
   std::vector<EncodeEntry> encode_entries_;
   std::vector<DecodeEntry> decode_entries_;
   std::vector<std::uint16_t> ranks_;
+  std::vector<std::uint32_t> packed_slots_;
+  std::vector<std::uint32_t> packed_entries_;
+  std::int32_t packed_base_ = 0;
 };
 
 }  // namespace rans

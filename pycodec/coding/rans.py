@@ -6,6 +6,8 @@ The coder itself is C++ (``csrc/rans/``; ``rans.hpp`` explains it on one page) a
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,10 +39,11 @@ def encode(
         InputError: for other dtypes, unequal sizes, an index without table, a symbol that its
             table cannot code, or a lane count that is none.
     """
-    if lanes is not None and lanes not in (1, 2, 4, 8, 16, 32, 64):
-        raise InputError(f"lanes must be a power of two, 1..{MAX_LANES}, not {lanes!r}")
     return _cpu.rans_encode(
-        np.ascontiguousarray(symbols), np.ascontiguousarray(indexes), tables.native, lanes or 0
+        np.ascontiguousarray(symbols),
+        np.ascontiguousarray(indexes),
+        tables.native,
+        _native_lanes(lanes),
     )
 
 
@@ -62,6 +65,12 @@ class RansDecoder:
     def __init__(self, data: bytes | bytearray | memoryview, tables: TableSet) -> None:
         self._native = _cpu.RansDecoder(data, tables.native)
 
+    @classmethod
+    def _of(cls, native: _cpu.RansDecoder) -> RansDecoder:
+        decoder = cls.__new__(cls)
+        decoder._native = native
+        return decoder
+
     @property
     def lanes(self) -> int:
         """Number of interleaved states."""
@@ -82,11 +91,7 @@ class RansDecoder:
             CorruptStreamError: the stream is damaged or ends too early. The decoder stays where it
                 was before the call; ``out`` holds nothing of use.
         """
-        indexes = np.ascontiguousarray(indexes)
-        if out is None:
-            out = np.empty(indexes.shape, np.int32)
-        elif not isinstance(out, np.ndarray):
-            raise InputError(f"out must be a NumPy array, not {type(out).__name__}")
+        indexes, out = _decode_arguments(indexes, out)
         self._native.decode(indexes, out)
         return out
 
@@ -99,3 +104,151 @@ class RansDecoder:
                 bits or between alike symbols go unnoticed: files need a checksum besides.
         """
         self._native.finish()
+
+
+def encode_substreams(
+    symbols: ArrayLike,
+    indexes: ArrayLike,
+    tables: TableSet,
+    *,
+    counts: ArrayLike | int = 1 << 16,
+    lanes: int | None = None,
+    threads: int | None = None,
+) -> bytes:
+    """Encodes symbols to independent substreams with an index, side by side on several threads.
+
+    The bytes depend on ``counts`` and ``lanes``, not on ``threads``.
+
+    Args:
+        symbols, indexes, tables: as for :func:`encode`.
+        counts: symbols in each substream, one number a substream; or the number for all of them,
+            the last of which takes what is left.
+        lanes: as for :func:`encode`, in each substream; None looks at their mean size.
+        threads: None takes as many as the process may use.
+
+    Returns:
+        The header byte, the index, the substreams; ``docs/rans.md`` has the bytes.
+
+    Raises:
+        InputError: as for :func:`encode`; or ``counts`` do not add up to the number of symbols.
+    """
+    symbols, indexes = np.ascontiguousarray(symbols), np.ascontiguousarray(indexes)
+    lengths = np.asarray(counts)
+    if lengths.dtype.kind not in "iu" or lengths.ndim > 1:
+        raise InputError("counts must be an integer or a row of integers")
+    if lengths.ndim == 0:
+        if not 1 <= lengths < 2**32:
+            raise InputError(f"a substream must have 1 to 2**32 - 1 symbols, not {lengths}")
+        whole, rest = divmod(symbols.size, int(lengths))
+        lengths = np.array([int(lengths)] * whole + [rest] * (rest > 0), np.uint32)
+    elif lengths.size and not (lengths.min() >= 0 and lengths.max() < 2**32):
+        raise InputError("counts must be 0 to 2**32 - 1")
+    if int(lengths.sum(dtype=np.uint64)) != symbols.size:
+        raise InputError(f"counts add up to {lengths.sum()}, but there are {symbols.size} symbols")
+    return _cpu.rans_encode_substreams(
+        symbols,
+        indexes,
+        tables.native,
+        lengths.astype(np.uint32),
+        _native_lanes(lanes),
+        _native_threads(threads),
+    )
+
+
+class SubstreamDecoder:
+    """Decodes what :func:`encode_substreams` made: all of it, a part, or one wave by wave.
+
+    Args:
+        data: bytes or a contiguous buffer of them; referred to, not copied.
+        tables: the set that the encoder used.
+
+    Raises:
+        CorruptStreamError: the index is damaged, or does not fit the size of ``data``.
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview, tables: TableSet) -> None:
+        self._native = _cpu.RansSubstreams(data, tables.native)
+        self._layout = self._native.layout()
+
+    def __len__(self) -> int:
+        """Number of substreams."""
+        return len(self._layout)
+
+    @property
+    def counts(self) -> NDArray[np.uint64]:
+        """Symbols in each substream, uint64 [S]."""
+        return self._layout[:, 1].copy()
+
+    @property
+    def lanes(self) -> int:
+        """Number of interleaved states of each substream."""
+        return self._native.lanes
+
+    def decode(
+        self,
+        indexes: ArrayLike,
+        out: NDArray[np.int32] | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.int32]:
+        """Decodes substreams ``first`` to ``last - 1``, each to its end, side by side.
+
+        Args:
+            indexes: uint8 or uint16, any shape: the table of each symbol of these substreams.
+            out: contiguous int32 array of as many items to write to.
+            first, last: which substreams; all of them unless given.
+            threads: None takes as many as the process may use.
+
+        Returns:
+            int32 symbols in the shape of ``indexes``, or ``out``.
+
+        Raises:
+            InputError: no such substreams, another number of indexes than they have symbols, or
+                what :meth:`RansDecoder.decode` refuses.
+            CorruptStreamError: a substream is damaged, ends too early, or goes on after its last
+                symbol. ``out`` then holds nothing of use.
+        """
+        last = len(self) if last is None else last
+        if not 0 <= first <= last <= len(self):
+            raise InputError(f"substreams {first} to {last} of {len(self)}")
+        indexes, out = _decode_arguments(indexes, out)
+        self._native.decode(first, last, indexes, out, _native_threads(threads))
+        return out
+
+    def substream(self, index: int) -> RansDecoder:
+        """A decoder of one substream, which keeps its state between calls.
+
+        Raises:
+            InputError: there is no such substream.
+            CorruptStreamError: its states are damaged.
+        """
+        if not 0 <= index < len(self):
+            raise InputError(f"substream {index} of {len(self)}")
+        return RansDecoder._of(self._native.decoder(index))
+
+
+def _native_lanes(lanes: int | None) -> int:
+    if lanes is not None and lanes not in (1, 2, 4, 8, 16, 32, 64):
+        raise InputError(f"lanes must be a power of two, 1..{MAX_LANES}, not {lanes!r}")
+    return lanes or 0
+
+
+def _native_threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not 1 <= threads <= 1024:
+        raise InputError(f"threads must be 1 to 1024, not {threads!r}")
+    return threads
+
+
+def _decode_arguments(
+    indexes: ArrayLike, out: NDArray[np.int32] | None
+) -> tuple[NDArray, NDArray[np.int32]]:
+    indexes = np.ascontiguousarray(indexes)
+    if out is None:
+        out = np.empty(indexes.shape, np.int32)
+    elif not isinstance(out, np.ndarray):
+        raise InputError(f"out must be a NumPy array, not {type(out).__name__}")
+    return indexes, out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pycodec import _cpu
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet, quantize_pmf
 from pycodec.errors import CorruptStreamError, InputError
@@ -15,6 +17,7 @@ from . import rans_reference
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ALL_LANES = [1, 2, 4, 8, 16, 32, 64]
+LEVELS = _cpu.supported_simd_levels()
 
 
 def reference_tables(tables: TableSet):
@@ -31,11 +34,45 @@ def reference_encode(symbols, indexes, tables: TableSet, lanes: int) -> bytes:
     )
 
 
+@contextlib.contextmanager
+def simd_level(name: str):
+    before = _cpu.simd_level()
+    _cpu.set_simd_level(name)
+    try:
+        yield
+    finally:
+        _cpu.set_simd_level(before)
+
+
+def encode(symbols, indexes, tables, lanes=None) -> bytes:
+    """The stream, which is the same at every SIMD level."""
+    streams = []
+    for level in LEVELS:
+        with simd_level(level):
+            streams.append(rans.encode(symbols, indexes, tables, lanes=lanes))
+    assert all(stream == streams[0] for stream in streams)
+    return streams[0]
+
+
 def decode_all(stream, tables, indexes):
-    decoder = rans.RansDecoder(stream, tables)
-    symbols = decoder.decode(indexes)
-    decoder.finish()
-    return symbols
+    """The symbols, or the error, which are the same at every SIMD level."""
+    outcomes = []
+    for level in LEVELS:
+        with simd_level(level):
+            try:
+                decoder = rans.RansDecoder(stream, tables)
+                symbols = decoder.decode(indexes)
+                decoder.finish()
+                outcomes.append(symbols)
+            except CorruptStreamError as error:
+                outcomes.append(error)
+    first = outcomes[0]
+    if isinstance(first, CorruptStreamError):
+        assert [str(error) for error in outcomes] == [str(first)] * len(LEVELS)
+        raise first
+    for symbols in outcomes[1:]:
+        np.testing.assert_array_equal(symbols, first)
+    return first
 
 
 def random_tables(rng, precision: int, num_tables: int = 5) -> TableSet:
@@ -77,7 +114,7 @@ def test_streams_equal_the_reference_and_round_trip(seed, precision, lanes, coun
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, precision)
     symbols, indexes = random_symbols(rng, tables, count)
-    stream = rans.encode(symbols, indexes, tables, lanes=lanes)
+    stream = encode(symbols, indexes, tables, lanes=lanes)
     assert stream == reference_encode(symbols, indexes, tables, lanes)
     np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
 
@@ -91,10 +128,13 @@ def test_any_split_into_calls_gives_the_same_symbols(seed, lanes, cuts):
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, 12)
     symbols, indexes = random_symbols(rng, tables, 500)
-    decoder = rans.RansDecoder(rans.encode(symbols, indexes, tables, lanes=lanes), tables)
-    parts = [decoder.decode(part) for part in np.split(indexes, sorted(cuts))]
-    decoder.finish()
-    np.testing.assert_array_equal(np.concatenate(parts), symbols)
+    stream = encode(symbols, indexes, tables, lanes)
+    for level in LEVELS:
+        with simd_level(level):
+            decoder = rans.RansDecoder(stream, tables)
+            parts = [decoder.decode(part) for part in np.split(indexes, sorted(cuts))]
+            decoder.finish()
+        np.testing.assert_array_equal(np.concatenate(parts), symbols)
 
 
 @pytest.mark.parametrize("lanes", ALL_LANES)
@@ -106,7 +146,7 @@ def test_long_streams(lanes, dtype):
     tables = TableSet.gaussian(scales)
     indexes = rng.integers(0, 64, 200_003).astype(dtype)
     symbols = np.rint(rng.standard_normal(indexes.size) * scales[indexes]).astype(np.int32)
-    stream = rans.encode(symbols, indexes, tables, lanes=lanes)
+    stream = encode(symbols, indexes, tables, lanes=lanes)
     np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
     overhead = len(stream) * 8 - tables.cost_bits(symbols, indexes)
     # A lane costs 16 to 32 bits; what rounding within a push costs is below 0.01 %.
@@ -118,7 +158,7 @@ def test_one_value_costs_nothing(precision):
     tables = TableSet([[2**precision]], [-7], precision)
     symbols, indexes = np.full(10_000, -7, np.int32), np.zeros(10_000, np.uint8)
     for lanes in ALL_LANES:
-        stream = rans.encode(symbols, indexes, tables, lanes=lanes)
+        stream = encode(symbols, indexes, tables, lanes=lanes)
         states = (1 << 16).to_bytes(4, "little") * lanes
         assert stream == bytes([lanes.bit_length() - 1 | (precision - 1) << 4]) + states
         np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
@@ -134,7 +174,7 @@ def test_escapes_reach_every_int32(offset, frequencies):
     around = np.concatenate([spread, offset + spread, [INT32_MIN, INT32_MAX]])
     symbols = np.clip(around, INT32_MIN, INT32_MAX).astype(np.int32)
     indexes = np.zeros(symbols.size, np.uint8)
-    stream = rans.encode(symbols, indexes, tables, lanes=4)
+    stream = encode(symbols, indexes, tables, lanes=4)
     assert stream == reference_encode(symbols, indexes, tables, 4)
     np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
 
@@ -143,7 +183,7 @@ def test_alphabet_of_65536():
     tables = TableSet([np.ones(65536, np.uint32)], [-32768], precision=16)
     symbols = np.arange(-32768, 32768, dtype=np.int32)
     indexes = np.zeros(symbols.size, np.uint8)
-    stream = rans.encode(symbols, indexes, tables, lanes=8)
+    stream = encode(symbols, indexes, tables, lanes=8)
     assert len(stream) == 1 + 4 * 8 + 2 * 65536
     np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
 
@@ -177,7 +217,7 @@ GOLDEN_STREAMS = {
 @pytest.mark.parametrize("lanes", GOLDEN_STREAMS)
 def test_recorded_streams(lanes):
     stream = bytes.fromhex(GOLDEN_STREAMS[lanes])
-    encoded = rans.encode(GOLDEN_SYMBOLS, GOLDEN_INDEXES, GOLDEN_TABLES, lanes=lanes)
+    encoded = encode(GOLDEN_SYMBOLS, GOLDEN_INDEXES, GOLDEN_TABLES, lanes=lanes)
     assert encoded.hex() == stream.hex()
     decoded = decode_all(stream, GOLDEN_TABLES, GOLDEN_INDEXES)
     np.testing.assert_array_equal(decoded, GOLDEN_SYMBOLS)
