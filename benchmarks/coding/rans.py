@@ -1,8 +1,10 @@
 """How fast is the rANS coder, and how close to the entropy?
 
 Encodes and decodes symbols of 64 Gaussian tables (scales log-spaced from 0.11 to 20) on one pinned
-thread, for each lane count, and with whichever of compressai, constriction and torchac is
-installed. Rates are the best of several runs; every result is checked against the symbols.
+thread, at each SIMD level and with each number of lanes, and with whichever of compressai,
+constriction and torchac is installed (``pip install compressai constriction torchac``). Rates are
+the best of several runs; every result is checked against the symbols. ``x`` is the ratio to
+``compressai.ans`` called with lists that were made before.
 
     python benchmarks/coding/rans.py [--symbols N] [--repeats R] [--json FILE]
 """
@@ -14,6 +16,7 @@ import importlib.util
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pycodec.coding import rans
+from pycodec import _cpu
+from pycodec.coding import compressai_ans, rans
 from pycodec.coding.tables import TableSet
 
 SCALES = np.geomspace(0.11, 20, 64)
@@ -109,37 +113,100 @@ def measure_pycodec(workload: Workload, repeats: int) -> Iterator[Result]:
         decoder.finish()
         return out
 
-    for lanes in (1, 2, 4, 8, 16, 32, 64, None):
+    before = _cpu.simd_level()
+    for level in _cpu.supported_simd_levels():
+        _cpu.set_simd_level(level)
+        for lanes in (1, 4, 8, 16, 32, 64):
 
-        def encode(lanes: int | None = lanes) -> bytes:
-            return rans.encode(symbols, indexes, tables, lanes=lanes)
+            def encode(lanes: int = lanes) -> bytes:
+                return rans.encode(symbols, indexes, tables, lanes=lanes)
 
-        name = f"pycodec, {lanes or 'automatic'} lanes"
-        yield measure(name, workload, repeats, encode, decode, table_bits)
+            name = f"pycodec, {level}, {lanes} lanes"
+            yield measure(name, workload, repeats, encode, decode, table_bits)
+    _cpu.set_simd_level(before)
+
+
+@dataclass(frozen=True)
+class CompressaiTables:
+    """The workload's tables as CompressAI's streams have them: 16 bits, CDFs."""
+
+    cdfs: list[list[int]]
+    sizes: list[int]
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, tables: TableSet) -> CompressaiTables:
+        cdfs, offsets = [], []
+        for index in range(tables.num_tables):
+            frequencies, offset, _ = tables.table(index)
+            frequencies = 16 * frequencies  # from 12 bits
+            cdfs.append([0, *np.cumsum(frequencies).tolist()])
+            offsets.append(offset)
+        return cls(cdfs, [len(c) for c in cdfs], offsets)
+
+    def __iter__(self):
+        return iter((self.cdfs, self.sizes, self.offsets))
+
+
+def measure_compressai_twin(workload: Workload, repeats: int) -> Iterator[Result]:
+    """CompressAI's streams by pycodec: as ``compressai.ans`` is called, and with arrays."""
+    tables = CompressaiTables.of(workload.tables)
+    symbols, indexes = workload.symbols.tolist(), workload.indexes.tolist()
+    bits = workload.tables.cost_bits(workload.symbols, workload.indexes)
+
+    def encode_lists() -> bytes:
+        return compressai_ans.RansEncoder().encode_with_indexes(symbols, indexes, *tables)
+
+    def decode_lists(stream: bytes) -> list[int]:
+        return compressai_ans.RansDecoder().decode_with_indexes(stream, indexes, *tables)
+
+    yield measure("compressai_ans, lists", workload, repeats, encode_lists, decode_lists, bits)
+    array_symbols, array_indexes = workload.symbols, workload.indexes.astype(np.int32)
+
+    def encode() -> bytes:
+        encoder = compressai_ans.RansEncoder()
+        return encoder.encode_with_indexes(array_symbols, array_indexes, *tables)
+
+    def decode(stream: bytes) -> np.ndarray:
+        return compressai_ans.RansDecoder().decode_with_indexes(stream, array_indexes, *tables)
+
+    yield measure("compressai_ans, arrays", workload, repeats, encode, decode, bits)
 
 
 def measure_compressai(workload: Workload, repeats: int) -> Iterator[Result]:
     """Its native coder through its list interface; making the lists is not counted."""
     from compressai import ans
-    from compressai._CXX import pmf_to_quantized_cdf
 
-    cdfs, sizes, offsets = [], [], []
-    for index in range(workload.tables.num_tables):
-        frequencies, offset, _ = workload.tables.table(index)
-        pmf = (frequencies / frequencies.sum()).tolist()
-        cdfs.append(pmf_to_quantized_cdf(pmf, 16))
-        sizes.append(len(cdfs[-1]))
-        offsets.append(offset)
+    tables = CompressaiTables.of(workload.tables)
     symbols, indexes = workload.symbols.tolist(), workload.indexes.tolist()
-    model = (cdfs, sizes, offsets)
+    bits = workload.tables.cost_bits(workload.symbols, workload.indexes)
 
     def encode() -> bytes:
-        return ans.RansEncoder().encode_with_indexes(symbols, indexes, *model)
+        return ans.RansEncoder().encode_with_indexes(symbols, indexes, *tables)
 
     def decode(stream: bytes) -> list[int]:
-        return ans.RansDecoder().decode_with_indexes(stream, indexes, *model)
+        return ans.RansDecoder().decode_with_indexes(stream, indexes, *tables)
 
-    yield measure("compressai.ans (lists)", workload, repeats, encode, decode)
+    yield measure(PEER, workload, repeats, encode, decode, bits)
+
+
+def measure_compressai_model(workload: Workload, repeats: int) -> Iterator[Result]:
+    """``GaussianConditional.compress`` and ``decompress``: tensors to bytes and back."""
+    import torch
+    from compressai.entropy_models import GaussianConditional
+
+    model = GaussianConditional(SCALES.tolist())
+    model.update_scale_table(SCALES.tolist(), force=True)
+    inputs = torch.from_numpy(workload.symbols).float()[None]
+    indexes = torch.from_numpy(workload.indexes.astype(np.int32))[None]
+
+    def encode() -> bytes:
+        return model.compress(inputs, indexes)[0]
+
+    def decode(stream: bytes) -> np.ndarray:
+        return model.decompress([stream], indexes)[0].numpy().astype(np.int32)
+
+    yield measure("compressai, its model", workload, repeats, encode, decode)
 
 
 def measure_constriction(workload: Workload, repeats: int) -> Iterator[Result]:
@@ -185,19 +252,33 @@ def measure_torchac(workload: Workload, repeats: int) -> Iterator[Result]:
     yield measure("torchac", part, repeats, encode, decode)
 
 
+PEER = "compressai.ans, lists"
 PEERS = {
-    "compressai": measure_compressai,
-    "constriction": measure_constriction,
-    "torchac": measure_torchac,
+    "compressai": (measure_compressai, measure_compressai_model),
+    "constriction": (measure_constriction,),
+    "torchac": (measure_torchac,),
 }
 
 
-def print_result(result: Result) -> None:
+def print_result(result: Result, peer: Result | None) -> None:
     tables = "" if result.over_tables is None else f"{result.over_tables:+.4%}"
+
+    def rate(mine: float, theirs: float | None) -> str:
+        return f"{mine:8.1f}" + ("" if theirs is None else f" {mine / theirs:5.1f} x")
+
     print(
-        f"{result.coder:26} {result.encode_msym_s:10.1f} {result.decode_msym_s:10.1f}"
-        f" {result.over_entropy:+14.4%} {tables:>12}"
+        f"{result.coder:30} {rate(result.encode_msym_s, peer and peer.encode_msym_s)}"
+        f" {rate(result.decode_msym_s, peer and peer.decode_msym_s)}"
+        f" {result.over_entropy:+10.4%} {tables:>10}",
+        flush=True,
     )
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -212,16 +293,28 @@ def main() -> None:
     workload = make_workload(arguments.symbols)
     bits_each = workload.information_bits / arguments.symbols
     print(f"{arguments.symbols} symbols, {bits_each:.4f} bits each")
-    print(f"{'Msym/s':26} {'encode':>10} {'decode':>10} {'over entropy':>14} {'over tables':>12}")
-    measures = [measure_pycodec]
-    measures += [m for name, m in PEERS.items() if importlib.util.find_spec(name)]
-    results = []
-    for measure_coder in measures:
-        for result in measure_coder(workload, arguments.repeats):
-            print_result(result)
-            results.append(result)
+    peer_columns = 8 if importlib.util.find_spec("compressai") else 0
+    columns = [f"{name:>{8 + peer_columns}}" for name in ("encode", "decode")]
+    print(f"{'Msym/s':30} {' '.join(columns)} {'to entropy':>10} {'to tables':>10}")
+    measures = [m for name, ms in PEERS.items() if importlib.util.find_spec(name) for m in ms]
+    results: list[Result] = []
+    peer = None
+    for measure_coder in [*measures, measure_compressai_twin, measure_pycodec]:
+        try:
+            for result in measure_coder(workload, arguments.repeats):
+                peer = result if result.coder == PEER else peer
+                print_result(result, peer)
+                results.append(result)
+        except ImportError as error:  # a peer whose own dependencies are missing
+            print(f"{measure_coder.__name__}: left out, {error}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+        report = {
+            "processor": processor_name(),
+            "symbols": arguments.symbols,
+            "repeats": arguments.repeats,
+            "results": [asdict(r) for r in results],
+        }
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
