@@ -130,7 +130,7 @@ class Encoder {
     std::uint32_t rank =
         static_cast<std::uint32_t>(symbol) - static_cast<std::uint32_t>(info.first_value);
     if (rank >= info.num_values) {
-      if (!info.has_escape) throw_not_covered(symbol, index, position);
+      if (!tables_.has_escape(index)) throw_not_covered(symbol, index, position);
       rank = info.num_values;
       push_escape_code(state, escape_code(symbol, info.first_value, last_value(info)));
     }

@@ -15,15 +15,15 @@ constexpr int kMaxStep = 16;
 
 // Ranks and entries take a quarter of the packed tables' memory: one gather is better than two, but
 // of scalar loads two from near memory are better than one from far.
-template <int kStep, class Index>
-std::size_t pop(const TableView& tables, const Index* indexes, std::size_t count,
-                std::int32_t* symbols, Lanes& lanes, const std::uint8_t*& next,
-                const std::uint8_t* end) {
+template <int kStep, bool kCompact, class Index>
+std::size_t pop_from(const TableView& tables, const Index* indexes, std::size_t count,
+                     std::int32_t* symbols, Lanes& lanes, const std::uint8_t*& next,
+                     const std::uint8_t* end) {
   const int precision = tables.precision;
   const std::uint32_t slot_mask = (1u << precision) - 1;
   const TableInfo* const infos = tables.infos;
   const DecodeEntry* const entries = tables.decode_entries;
-  const std::uint16_t* const ranks = tables.ranks;
+  const std::uint16_t* const ranks = kCompact ? tables.bucket_ranks : tables.ranks;
   const bool keeps_lanes = lanes.count == kStep;
   const std::uint8_t* words = next;
   std::size_t done = 0;
@@ -41,7 +41,15 @@ std::size_t pop(const TableView& tables, const Index* indexes, std::size_t count
         const std::size_t index = indexes[done];
         const TableInfo& info = infos[index];
         const std::uint32_t slot = x & slot_mask;
-        const std::uint32_t rank = ranks[(index << precision) + slot];
+        std::uint32_t rank = 0;
+        if (kCompact) {
+          const std::uint32_t first_bucket = info.buckets & ((1u << kBucketBits) - 1);
+          rank = ranks[first_bucket + (slot >> (info.buckets >> kBucketBits))];
+          const DecodeEntry* entry = entries + info.first_entry + rank;
+          for (; slot - entry->start > entry->last_bias; ++entry) ++rank;
+        } else {
+          rank = ranks[(index << precision) + slot];
+        }
         if (rank == info.num_values) {
           escaped = true;
           break;
@@ -62,6 +70,14 @@ std::size_t pop(const TableView& tables, const Index* indexes, std::size_t count
   }
   next = words;
   return done;
+}
+
+template <int kStep, class Index>
+std::size_t pop(const TableView& tables, const Index* indexes, std::size_t count,
+                std::int32_t* symbols, Lanes& lanes, const std::uint8_t*& next,
+                const std::uint8_t* end) {
+  const auto run = tables.ranks ? &pop_from<kStep, false, Index> : &pop_from<kStep, true, Index>;
+  return run(tables, indexes, count, symbols, lanes, next, end);
 }
 
 template <int kStep, class Index>

@@ -17,7 +17,7 @@ struct TableInfo {
   std::int32_t first_value;
   std::uint32_t num_values;
   std::uint32_t first_entry;
-  std::uint32_t has_escape;
+  std::uint32_t buckets;  // see "compact tables"
 };
 
 // All that a scalar push needs to know of its symbol, in 16 bytes: four to a cache line.
@@ -49,6 +49,14 @@ constexpr std::uint32_t kNoEntry = 0xffffffffu;  // no entry has start and f - 1
 constexpr int kPackedValues = 255;
 constexpr int kPackedStride = 256;
 
+// COMPACT TABLES. Slot tables of very many, or very precise, tables would fill the last cache and
+// more: then a table's slots are cut into 2^b buckets instead, about as many as it has entries. A
+// bucket knows the rank of its first slot; from there on the entries are searched, mostly none or
+// one. `buckets` has the number of the table's first bucket in its low 27 bits and p - b above
+// them, so slot s lies in bucket (buckets mod 2^27) + (s >> (buckets >> 27)). (Guide tables: H.-C.
+// Chen, Y. Asau, "On generating random variates from an empirical distribution", 1974.)
+constexpr int kBucketBits = 27;
+
 // The tables as the inner loops see them.
 struct TableView {
   int precision;
@@ -56,6 +64,7 @@ struct TableView {
   const EncodeEntry* encode_entries;  // by TableInfo::first_entry + rank
   const DecodeEntry* decode_entries;
   const std::uint16_t* ranks;           // of slot s of table t: at (t << precision) + s; padded
+  const std::uint16_t* bucket_ranks;    // padded; either this or `ranks` is null
   const std::uint32_t* packed_slots;    // likewise; null where there are none
   const std::uint32_t* packed_entries;  // null where there are none
   std::int32_t packed_base;

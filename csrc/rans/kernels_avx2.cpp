@@ -101,16 +101,36 @@ inline __m256i is_unpacked(__m256i packed) {
 inline bool look_up(const TableView& tables, __m256i wide, __m256i index, __m256i slot,
                     __m256i slot_number, Popped& popped) {
   const __m256i low_half = _mm256_set1_epi32(0xffff);
-  const __m256i rank = _mm256_and_si256(gather<2>(wide, tables.ranks, slot_number), low_half);
+  const __m256i first_entry =
+      gather_info(wide, index, tables.infos, offsetof(TableInfo, first_entry));
+  const auto entry_of = [&](__m256i rank) {
+    return gather<4>(wide, tables.decode_entries, _mm256_add_epi32(first_entry, rank));
+  };
+  const std::uint16_t* ranks = tables.ranks;
+  if (!ranks) {  // compact tables
+    ranks = tables.bucket_ranks;
+    const __m256i buckets = gather_info(wide, index, tables.infos, offsetof(TableInfo, buckets));
+    slot_number =
+        _mm256_add_epi32(_mm256_and_si256(buckets, _mm256_set1_epi32((1 << kBucketBits) - 1)),
+                         _mm256_srlv_epi32(slot, _mm256_srli_epi32(buckets, kBucketBits)));
+  }
+  __m256i rank = _mm256_and_si256(gather<2>(wide, ranks, slot_number), low_half);
+  __m256i entry = entry_of(rank);
+  const auto is_behind = [&] {  // both sides are below 2^16
+    return _mm256_and_si256(
+        wide, _mm256_cmpgt_epi32(_mm256_sub_epi32(slot, _mm256_and_si256(entry, low_half)),
+                                 _mm256_srli_epi32(entry, 16)));
+  };
+  for (__m256i behind = is_behind(); mask_of(behind) != 0; behind = is_behind()) {
+    rank = _mm256_sub_epi32(rank, behind);  // where it holds, a comparison gives -1
+    entry = entry_of(rank);
+  }
   const __m256i num_values =
       gather_info(wide, index, tables.infos, offsetof(TableInfo, num_values));
   const __m256i escape = _mm256_and_si256(wide, _mm256_cmpeq_epi32(rank, num_values));
   if (mask_of(escape) != 0) return false;
-  const __m256i first_entry =
-      gather_info(wide, index, tables.infos, offsetof(TableInfo, first_entry));
   const __m256i first_value =
       gather_info(wide, index, tables.infos, offsetof(TableInfo, first_value));
-  const __m256i entry = gather<4>(wide, tables.decode_entries, _mm256_add_epi32(first_entry, rank));
   const __m256i start = _mm256_and_si256(entry, low_half);
   const __m256i frequency = _mm256_add_epi32(_mm256_srli_epi32(entry, 16), _mm256_set1_epi32(1));
   popped.frequency = _mm256_blendv_epi8(popped.frequency, frequency, wide);

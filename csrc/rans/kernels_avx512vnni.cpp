@@ -45,19 +45,40 @@ inline bool look_up(const TableView& tables, __mmask16 wide, __m512i index, __m5
                     __m512i slot_number, Popped& popped) {
   const __m512i low_half = _mm512_set1_epi32(0xffff);
   const __m512i zero = _mm512_setzero_si512();
-  const __m512i rank = _mm512_and_si512(
-      _mm512_mask_i32gather_epi32(zero, wide, slot_number, tables.ranks, 2), low_half);
+  const __m512i one = _mm512_set1_epi32(1);
+  const __m512i first_entry =
+      gather_info(wide, index, tables.infos, offsetof(TableInfo, first_entry));
+  const auto entry_of = [&](__m512i rank) {
+    return _mm512_mask_i32gather_epi32(zero, wide, _mm512_add_epi32(first_entry, rank),
+                                       tables.decode_entries, 4);
+  };
+  const std::uint16_t* ranks = tables.ranks;
+  if (!ranks) {  // compact tables
+    ranks = tables.bucket_ranks;
+    const __m512i buckets = gather_info(wide, index, tables.infos, offsetof(TableInfo, buckets));
+    slot_number =
+        _mm512_add_epi32(_mm512_and_si512(buckets, _mm512_set1_epi32((1 << kBucketBits) - 1)),
+                         _mm512_srlv_epi32(slot, _mm512_srli_epi32(buckets, kBucketBits)));
+  }
+  __m512i rank =
+      _mm512_and_si512(_mm512_mask_i32gather_epi32(zero, wide, slot_number, ranks, 2), low_half);
+  __m512i entry = entry_of(rank);
+  const auto is_behind = [&] {
+    return _mm512_mask_cmpgt_epu32_mask(wide,
+                                        _mm512_sub_epi32(slot, _mm512_and_si512(entry, low_half)),
+                                        _mm512_srli_epi32(entry, 16));
+  };
+  for (__mmask16 behind = is_behind(); behind != 0; behind = is_behind()) {
+    rank = _mm512_mask_add_epi32(rank, behind, rank, one);
+    entry = entry_of(rank);
+  }
   const __m512i num_values =
       gather_info(wide, index, tables.infos, offsetof(TableInfo, num_values));
   if (_mm512_mask_cmpeq_epi32_mask(wide, rank, num_values) != 0) return false;
-  const __m512i first_entry =
-      gather_info(wide, index, tables.infos, offsetof(TableInfo, first_entry));
   const __m512i first_value =
       gather_info(wide, index, tables.infos, offsetof(TableInfo, first_value));
-  const __m512i entry = _mm512_mask_i32gather_epi32(zero, wide, _mm512_add_epi32(first_entry, rank),
-                                                    tables.decode_entries, 4);
-  popped.frequency = _mm512_mask_add_epi32(popped.frequency, wide, _mm512_srli_epi32(entry, 16),
-                                           _mm512_set1_epi32(1));
+  popped.frequency =
+      _mm512_mask_add_epi32(popped.frequency, wide, _mm512_srli_epi32(entry, 16), one);
   popped.bias = _mm512_mask_sub_epi32(popped.bias, wide, slot, _mm512_and_si512(entry, low_half));
   popped.value = _mm512_mask_add_epi32(popped.value, wide, first_value, rank);
   return true;

@@ -69,7 +69,15 @@ std::size_t pop(const TableView& tables, const Index* indexes, std::size_t count
       const std::size_t index = indexes[done + i];
       const TableInfo& info = tables.infos[index];
       const std::uint32_t slot = states[i] & slot_mask;
-      const std::uint32_t rank = tables.ranks[(index << precision) + slot];
+      std::uint32_t rank = 0;
+      if (tables.ranks) {
+        rank = tables.ranks[(index << precision) + slot];
+      } else {  // compact tables
+        const std::uint32_t first_bucket = info.buckets & ((1u << kBucketBits) - 1);
+        rank = tables.bucket_ranks[first_bucket + (slot >> (info.buckets >> kBucketBits))];
+        const DecodeEntry* entry = tables.decode_entries + info.first_entry + rank;
+        for (; slot - entry->start > entry->last_bias; ++entry) ++rank;
+      }
       escaped |= rank == info.num_values;
       const DecodeEntry& entry = tables.decode_entries[info.first_entry + rank];
       frequency[i] = entry.last_bias + 1u;

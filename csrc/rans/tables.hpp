@@ -15,10 +15,9 @@
 namespace pycodec {
 namespace rans {
 
-// Bounds the decoder's slot tables: 1024 tables of 16 bits, 16384 of 12.
 constexpr std::size_t kMaxTotalSlots = std::size_t{1} << 26;
-// Packed tables are larger, and of use only while they stay near the processor: 16 MiB.
-constexpr std::size_t kMaxPackedSlots = std::size_t{1} << 22;
+// Up to here slot tables pay: 512 tables of 12 bits, 32 of 16.
+constexpr std::size_t kMaxDirectSlots = std::size_t{1} << 21;
 
 inline std::int64_t last_value(const TableInfo& info) {
   return std::int64_t{info.first_value} + info.num_values - 1;
@@ -29,11 +28,12 @@ class TableSet {
  public:
   // Table t has sizes[t] frequencies (the escape's last, where escapes[t]), taken in turn from
   // `frequencies`, and its values start at offsets[t]. Throws std::invalid_argument unless every
-  // frequency is at least 1 and each table's sum is 2^precision.
+  // frequency is at least 1 and each table's sum is 2^precision. A set of more than
+  // `max_direct_slots` is compact (kernels.hpp); the streams are the same.
   TableSet(int precision, const std::vector<std::uint32_t>& frequencies,
            const std::vector<std::uint32_t>& sizes, const std::vector<std::int32_t>& offsets,
-           const std::vector<bool>& escapes)
-      : precision_(precision) {
+           const std::vector<bool>& escapes, std::size_t max_direct_slots = kMaxDirectSlots)
+      : precision_(precision), escapes_(escapes) {
     if (precision < 1 || precision > kMaxPrecision) {
       throw std::invalid_argument("precision must be 1..16 bits, not " + std::to_string(precision));
     }
@@ -51,15 +51,20 @@ class TableSet {
         throw std::invalid_argument("the sizes add up to more than there are frequencies");
       }
       check_table(t, frequencies.data() + end, sizes[t], offsets[t], escapes[t]);
-      infos_.push_back({offsets[t], sizes[t] - (escapes[t] ? 1 : 0),
-                        static_cast<std::uint32_t>(end), escapes[t] ? 1u : 0u});
+      infos_.push_back(
+          {offsets[t], sizes[t] - (escapes[t] ? 1 : 0), static_cast<std::uint32_t>(end), 0});
       end += sizes[t];
     }
     if (end != frequencies.size()) {
       throw std::invalid_argument("the sizes add up to less than there are frequencies");
     }
     build_entries(frequencies, sizes);
-    if (precision <= kPackedBits && sizes.size() <= kMaxPackedSlots >> precision) pack();
+    if (sizes.size() > max_direct_slots >> precision) {
+      build_buckets();
+    } else {
+      build_ranks();
+      if (precision <= kPackedBits) pack();
+    }
   }
 
   int precision() const { return precision_; }
@@ -74,10 +79,16 @@ class TableSet {
     return decode_entries_[info.first_entry + rank];
   }
 
-  // The rank whose interval holds a slot. Looking the rank up by slot, then its interval by rank,
-  // keeps what is read at random small: two bytes a slot.
+  bool has_escape(std::size_t table) const { return escapes_[table]; }
+
+  // The rank whose interval holds a slot.
   std::uint32_t rank(std::size_t table, std::uint32_t slot) const {
-    return ranks_[(table << precision_) + slot];
+    if (!ranks_.empty()) return ranks_[(table << precision_) + slot];
+    const TableInfo& info = infos_[table];
+    const std::uint32_t bucket = info.buckets & ((1u << kBucketBits) - 1);
+    std::uint32_t rank = bucket_ranks_[bucket + (slot >> (info.buckets >> kBucketBits))];
+    while (slot - decode_entry(info, rank).start > decode_entry(info, rank).last_bias) ++rank;
+    return rank;
   }
 
   // For the inner loops, which look nothing up that the above does not say.
@@ -86,7 +97,8 @@ class TableSet {
             infos_.data(),
             encode_entries_.data(),
             decode_entries_.data(),
-            ranks_.data(),
+            ranks_.empty() ? nullptr : ranks_.data(),
+            bucket_ranks_.empty() ? nullptr : bucket_ranks_.data(),
             packed_slots_.empty() ? nullptr : packed_slots_.data(),
             packed_entries_.empty() ? nullptr : packed_entries_.data(),
             packed_base_};
@@ -129,7 +141,6 @@ class TableSet {
 
   void build_entries(const std::vector<std::uint32_t>& frequencies,
                      const std::vector<std::uint32_t>& sizes) {
-    ranks_.reserve(sizes.size() << precision_);
     encode_entries_.reserve(frequencies.size());
     decode_entries_.reserve(frequencies.size());
     auto next = frequencies.begin();
@@ -137,14 +148,46 @@ class TableSet {
       std::uint32_t start = 0;
       for (std::uint32_t rank = 0; rank < size; ++rank) {
         const std::uint32_t frequency = *next++;
-        ranks_.insert(ranks_.end(), frequency, static_cast<std::uint16_t>(rank));
         encode_entries_.push_back(make_encode_entry(start, frequency, precision_));
         decode_entries_.push_back(
             {static_cast<std::uint16_t>(start), static_cast<std::uint16_t>(frequency - 1)});
         start += frequency;
       }
     }
+  }
+
+  // Looking the rank up by slot, then its interval by rank, keeps what is read at random small: two
+  // bytes a slot.
+  void build_ranks() {
+    ranks_.reserve((infos_.size() << precision_) + 1);
+    for (std::size_t table = 0; table < infos_.size(); ++table) {
+      const TableInfo& info = infos_[table];
+      for (std::uint32_t rank = 0; rank < num_entries(table); ++rank) {
+        ranks_.insert(ranks_.end(), decode_entry(info, rank).last_bias + std::size_t{1},
+                      static_cast<std::uint16_t>(rank));
+      }
+    }
     ranks_.push_back(0);  // SIMD gathers read two ranks to get one
+  }
+
+  void build_buckets() {
+    for (std::size_t table = 0; table < infos_.size(); ++table) {
+      TableInfo& info = infos_[table];
+      int shift = precision_;
+      while (shift > 0 && 1u << (precision_ - shift) < num_entries(table)) --shift;
+      info.buckets = static_cast<std::uint32_t>(bucket_ranks_.size()) |
+                     static_cast<std::uint32_t>(shift) << kBucketBits;
+      std::uint32_t rank = 0;
+      for (std::uint32_t slot = 0; slot < 1u << precision_; slot += 1u << shift) {
+        while (slot - decode_entry(info, rank).start > decode_entry(info, rank).last_bias) ++rank;
+        bucket_ranks_.push_back(static_cast<std::uint16_t>(rank));
+      }
+    }
+    bucket_ranks_.push_back(0);  // as above
+  }
+
+  std::uint32_t num_entries(std::size_t table) const {
+    return infos_[table].num_values + (escapes_[table] ? 1 : 0);
   }
 
   // See "packed tables" in kernels.hpp.
@@ -178,7 +221,9 @@ class TableSet {
   std::vector<TableInfo> infos_;
   std::vector<EncodeEntry> encode_entries_;
   std::vector<DecodeEntry> decode_entries_;
+  std::vector<bool> escapes_;
   std::vector<std::uint16_t> ranks_;
+  std::vector<std::uint16_t> bucket_ranks_;
   std::vector<std::uint32_t> packed_slots_;
   std::vector<std::uint32_t> packed_entries_;
   std::int32_t packed_base_ = 0;

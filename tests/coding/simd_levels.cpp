@@ -103,7 +103,9 @@ int main(int argc, char** argv) {
   for (int done = 0; done < streams;) {
     const int precision = below(random, 2) ? 12 : 1 + below(random, 16);
     const Tables t = random_tables(random, precision);
-    const TableSet tables(precision, t.frequencies, t.sizes, t.offsets, t.escapes);
+    const std::size_t max_direct_slots = below(random, 2) ? pycodec::rans::kMaxDirectSlots : 0;
+    const TableSet tables(precision, t.frequencies, t.sizes, t.offsets, t.escapes,
+                          max_direct_slots);
     for (int i = 0; i < 50 && done < streams; ++i, ++done) {
       const bool good = i % 2 ? check_stream<std::uint8_t>(random, tables, t.sizes.size())
                               : check_stream<std::uint16_t>(random, tables, t.sizes.size());

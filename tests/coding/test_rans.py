@@ -196,6 +196,21 @@ def test_more_than_256_tables():
     np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
 
 
+@pytest.mark.parametrize(("precision", "num_tables"), [(12, 600), (16, 40)])
+def test_compact_tables(precision, num_tables):
+    """So many slots that the decoder keeps buckets of them instead."""
+    rng = np.random.default_rng(0)
+    scales = np.geomspace(0.05, 300, num_tables)
+    tables = TableSet.gaussian(scales, precision)
+    indexes = rng.integers(0, num_tables, 20_000).astype(np.uint16)
+    symbols = np.rint(rng.standard_t(4, indexes.size) * scales[indexes]).astype(np.int32)
+    for lanes in (1, 4, 64):
+        stream = encode(symbols, indexes, tables, lanes)
+        np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
+        head = symbols[:300], indexes[:300]
+        assert encode(*head, tables, lanes) == reference_encode(*head, tables, lanes)
+
+
 # The format may not drift: these bytes are for ever.
 GOLDEN_TABLES = TableSet(
     [[1, 6, 4089], [256, 512, 2560, 512, 256], [4096], [2000, 2096]], [0, -2, 5, 100],

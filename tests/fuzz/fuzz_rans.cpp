@@ -244,6 +244,11 @@ std::size_t make_size(Source& source, std::uint32_t total) {
   return std::min<std::size_t>(source.one_in(2) ? size : 1 + source.below(size), total);
 }
 
+// One layout or the other; the streams are the same.
+std::size_t make_max_direct_slots(Source& source) {
+  return source.one_in(2) ? 0 : pycodec::rans::kMaxDirectSlots;
+}
+
 TableSet make_tables(Source& source) {
   // Mostly small ones: large tables take their time.
   const int precision = source.pick({1, 2,  3,  4,  5,  6,  7,  8,  8,  9,  9,  10, 10, 10, 10, 10,
@@ -264,7 +269,21 @@ TableSet make_tables(Source& source) {
     offsets.push_back(make_offset(source, size - (escape ? 1 : 0)));
     escapes.push_back(escape);
   }
-  return {precision, frequencies, sizes, offsets, escapes};
+  return {precision, frequencies, sizes, offsets, escapes, make_max_direct_slots(source)};
+}
+
+// Each slot lies in the interval of its rank.
+void check_ranks(Source& source, const TableSet& tables) {
+  for (int i = 0; i < 20; ++i) {
+    const std::size_t table = source.random_below(tables.num_tables());
+    const auto slot =
+        static_cast<std::uint32_t>(source.random_below(std::size_t{1} << tables.precision()));
+    const TableInfo& info = tables.info(table);
+    const std::uint32_t rank = tables.rank(table, slot);
+    CHECK(rank < info.num_values || (rank == info.num_values && tables.has_escape(table)));
+    const auto& entry = tables.decode_entry(info, rank);
+    CHECK(entry.start <= slot && slot - entry.start <= entry.last_bias);
+  }
 }
 
 // From numbers that need not make sense.
@@ -294,9 +313,10 @@ std::optional<TableSet> make_raw_tables(Source& source) {
   if (source.one_in(16)) offsets.resize(source.below(6));
   if (source.one_in(16)) escapes.resize(source.below(6));
   if (source.one_in(16)) frequencies.resize(source.below(40));
+  const std::size_t max_direct_slots = make_max_direct_slots(source);
   std::optional<TableSet> tables;
-  const Outcome outcome =
-      outcome_of([&] { tables.emplace(precision, frequencies, sizes, offsets, escapes); });
+  const Outcome outcome = outcome_of(
+      [&] { tables.emplace(precision, frequencies, sizes, offsets, escapes, max_direct_slots); });
   CHECK(outcome.kind != Outcome::kCorrupt);
   return tables;
 }
@@ -338,16 +358,17 @@ std::vector<std::int32_t> make_symbols(Source& source, const TableSet& tables,
   const bool is_careless = source.one_in(32);
   std::vector<std::int32_t> symbols;
   for (const Index index : indexes) {
-    const TableInfo& info = tables.info(index < tables.num_tables() ? index : 0);
+    const std::size_t table = index < tables.num_tables() ? index : 0;
+    const TableInfo& info = tables.info(table);
     const std::int64_t first = info.first_value;
     std::int64_t value = first;
     if (info.num_values > 0) {
       const std::uint32_t slot =
           static_cast<std::uint32_t>(source.random()) & ((1u << tables.precision()) - 1);
-      const std::uint32_t rank = tables.rank(&info - &tables.info(0), slot);
+      const std::uint32_t rank = tables.rank(table, slot);
       value += std::min(rank, info.num_values - 1);
     }
-    if ((info.has_escape || is_careless) && source.random_below(rareness) == 0) {
+    if ((tables.has_escape(table) || is_careless) && source.random_below(rareness) == 0) {
       value = make_escaped(source, first, last_value(info));
     }
     symbols.push_back(static_cast<std::int32_t>(value));
@@ -572,7 +593,7 @@ void fuzz_round_trip(Source& source, const TableSet& tables) {
 
 constexpr std::size_t kMaxSubstreamSymbols = 2000;
 
-// One must not be enough to notice a race, but many inputs are.
+// Threads take their time: few inputs use them.
 int make_threads(Source& source) { return source.one_in(64) ? 3 : 1; }
 
 template <class Index>
@@ -951,6 +972,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::optional<TableSet> tables =
       is_raw ? make_raw_tables(source) : std::optional<TableSet>(make_tables(source));
   if (!tables) return 0;
+  check_ranks(source, *tables);
   if (source.one_in(2)) {
     fuzz<std::uint8_t>(source, what, *tables);
   } else {

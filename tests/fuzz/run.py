@@ -29,7 +29,6 @@ FLAGS = [
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     # Of -fsanitize=fuzzer only this: to trace comparisons as well takes half of the time.
     "-fsanitize-coverage=inline-8bit-counters,pc-table",
-    "-D_GLIBCXX_SANITIZE_VECTOR=1",  # a vector's spare capacity is out of bounds too
     "-Wno-unknown-warning-option",  # setup.py's flags are GCC's
 ]
 LINK_FLAGS = ["-fsanitize=fuzzer,address,undefined", "-pthread"]
