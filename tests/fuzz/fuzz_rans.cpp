@@ -176,7 +176,7 @@ std::vector<std::size_t> make_calls(Source& source, std::size_t count) {
 }
 
 std::size_t make_count(Source& source) {
-  return source.below(source.pick<std::size_t>({4, 40, 150, 150, 400, 1500}));
+  return source.below(source.pick<std::size_t>({4, 40, 80, 150, 150, 600}));
 }
 
 void mutate(Source& source, Bytes& bytes) {
