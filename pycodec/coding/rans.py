@@ -81,7 +81,7 @@ class RansDecoder:
 
         Args:
             indexes: uint8 or uint16, any shape: the table of each symbol.
-            out: contiguous int32 array of as many items to write to.
+            out: contiguous int32 array or CPU tensor of as many items to write to.
 
         Returns:
             int32 symbols in the shape of ``indexes``, or ``out``.
@@ -91,9 +91,9 @@ class RansDecoder:
             CorruptStreamError: the stream is damaged or ends too early. The decoder stays where it
                 was before the call; ``out`` holds nothing of use.
         """
-        indexes, out = _decode_arguments(indexes, out)
-        self._native.decode(indexes, out)
-        return out
+        indexes, symbols = _decode_arguments(indexes, out)
+        self._native.decode(indexes, symbols)
+        return symbols if out is None else out
 
     def finish(self) -> None:
         """Checks that the symbols decoded so far are all that the stream holds.
@@ -197,7 +197,7 @@ class SubstreamDecoder:
 
         Args:
             indexes: uint8 or uint16, any shape: the table of each symbol of these substreams.
-            out: contiguous int32 array of as many items to write to.
+            out: contiguous int32 array or CPU tensor of as many items to write to.
             first, last: which substreams; all of them unless given.
             threads: None takes as many as the process may use.
 
@@ -213,9 +213,9 @@ class SubstreamDecoder:
         last = len(self) if last is None else last
         if not 0 <= first <= last <= len(self):
             raise InputError(f"substreams {first} to {last} of {len(self)}")
-        indexes, out = _decode_arguments(indexes, out)
-        self._native.decode(first, last, indexes, out, _native_threads(threads))
-        return out
+        indexes, symbols = _decode_arguments(indexes, out)
+        self._native.decode(first, last, indexes, symbols, _native_threads(threads))
+        return symbols if out is None else out
 
     def substream(self, index: int) -> RansDecoder:
         """A decoder of one substream, which keeps its state between calls.
@@ -249,6 +249,11 @@ def _decode_arguments(
     indexes = np.ascontiguousarray(indexes)
     if out is None:
         out = np.empty(indexes.shape, np.int32)
+    elif hasattr(out, "numpy"):  # a tensor: the array shares its memory
+        try:
+            out = out.numpy()
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"out must be a plain CPU tensor: {error}") from error
     elif not isinstance(out, np.ndarray):
-        raise InputError(f"out must be a NumPy array, not {type(out).__name__}")
+        raise InputError(f"out must be a NumPy array or a CPU tensor, not {type(out).__name__}")
     return indexes, out

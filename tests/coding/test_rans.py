@@ -404,6 +404,12 @@ def test_buffers_of_all_kinds():
     out = np.empty((6, 50), np.int32)
     assert rans.RansDecoder(stream, tables).decode(torch.from_numpy(indexes), out) is out
     np.testing.assert_array_equal(out, symbols)
+    tensor = torch.empty((6, 50), dtype=torch.int32)
+    assert rans.RansDecoder(stream, tables).decode(torch.from_numpy(indexes), tensor) is tensor
+    np.testing.assert_array_equal(tensor.numpy(), symbols)
+    for unfit in (tensor.float(), tensor[:, ::2], torch.empty(300, dtype=torch.int32).to("meta")):
+        with pytest.raises(InputError, match="out"):
+            rans.RansDecoder(stream, tables).decode(indexes, unfit)
 
 
 def test_a_decoder_keeps_its_stream_and_tables_alive():
