@@ -8,3 +8,4 @@ void bind_quadtree_stage(pybind11::module_& m);
 void bind_quantized_conv2d(pybind11::module_& m);
 void bind_rans(pybind11::module_& m);
 void bind_simd_level(pybind11::module_& m);
+void bind_wave_network(pybind11::module_& m);
