@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from pycodec import _cpu
 from pycodec.coding.tables import TableSet
+from pycodec.context.orders import ORDERS as CODING_ORDERS
+from pycodec.context.orders import mask
+from pycodec.context.schedule import Layer, find_schedule
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError, InputError
 
@@ -134,6 +137,31 @@ def test_indexes_vary_and_depend_on_earlier_symbols():
     assert len(np.unique(before)) > 8
     symbols[0, 0, 0] += 3
     assert (network.table_indexes(symbols) != before).sum() > 3
+
+
+@pytest.mark.parametrize("name", ["raster", "plane", "zigzag", "diagonal", "slope"])
+def test_orders_and_their_schedules(name):
+    """The masks of an order pass the engine's check with the steps that the schedule found."""
+    order, groups, height, width = CODING_ORDERS[name], 3, 7, 9
+    kinds, kernels = ("A", "B", "B"), (3, 5, 3)
+    layers = [Layer.of(order, kind, groups, k) for kind, k in zip(kinds, kernels, strict=True)]
+    schedule = find_schedule(layers, groups, height, width)
+    rng = np.random.default_rng(6)
+    random = random_network(rng, (9, 3, 1), groups, (4, 6), (3, 5))
+    network = WaveNetwork(
+        [
+            IntegerLayer(**{**layer.__dict__, "mask": mask(order, kind, groups, groups, k).numpy()})
+            for layer, kind, k in zip(random.layers, kinds, kernels, strict=True)
+        ],
+        tuple(int(step) for step in schedule.weights),
+    )
+    waves = schedule.waves(groups, height, width)
+    coordinates = [np.stack(waves.coordinates(i), axis=-1) for i in range(len(waves))]
+    for mine, theirs in zip(network.waves(height, width), coordinates, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    symbols = random_volume(rng, groups, height, width)
+    stream = network.encode(symbols, TABLES)
+    np.testing.assert_array_equal(network.decode(stream, TABLES, height, width), symbols)
 
 
 def test_number_of_waves():
