@@ -1,5 +1,7 @@
 // The Python module pycodec._cuda. Its functions take addresses of device memory: pycodec/ops gets
 // them from tensors that it has checked. It imports on machines without a GPU.
+#include "cuda_module.hpp"
+
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -48,4 +50,5 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("weight_shape"), py::arg("x_is_signed"), py::arg("out_bytes"), py::arg("shift"),
         py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
+  bind_cuda_rans(m);
 }

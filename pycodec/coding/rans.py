@@ -133,18 +133,7 @@ def encode_substreams(
         InputError: as for :func:`encode`; or ``counts`` do not add up to the number of symbols.
     """
     symbols, indexes = np.ascontiguousarray(symbols), np.ascontiguousarray(indexes)
-    lengths = np.asarray(counts)
-    if lengths.dtype.kind not in "iu" or lengths.ndim > 1:
-        raise InputError("counts must be an integer or a row of integers")
-    if lengths.ndim == 0:
-        if not 1 <= lengths < 2**32:
-            raise InputError(f"a substream must have 1 to 2**32 - 1 symbols, not {lengths}")
-        whole, rest = divmod(symbols.size, int(lengths))
-        lengths = np.array([int(lengths)] * whole + [rest] * (rest > 0), np.uint32)
-    elif lengths.size and not (lengths.min() >= 0 and lengths.max() < 2**32):
-        raise InputError("counts must be 0 to 2**32 - 1")
-    if int(lengths.sum(dtype=np.uint64)) != symbols.size:
-        raise InputError(f"counts add up to {lengths.sum()}, but there are {symbols.size} symbols")
+    lengths = substream_lengths(counts, symbols.size)
     return _cpu.rans_encode_substreams(
         symbols,
         indexes,
@@ -257,3 +246,20 @@ def _decode_arguments(
     elif not isinstance(out, np.ndarray):
         raise InputError(f"out must be a NumPy array or a CPU tensor, not {type(out).__name__}")
     return indexes, out
+
+
+def substream_lengths(counts: ArrayLike | int, size: int) -> NDArray[np.int64]:
+    """Symbols of each substream, as :func:`encode_substreams` reads ``counts``; int64 [S]."""
+    lengths = np.asarray(counts)
+    if lengths.size and (lengths.dtype.kind not in "iu" or lengths.ndim > 1):
+        raise InputError("counts must be an integer or a row of integers")
+    if lengths.ndim == 0:
+        if not 1 <= lengths < 2**32:
+            raise InputError(f"a substream must have 1 to 2**32 - 1 symbols, not {lengths}")
+        whole, rest = divmod(size, int(lengths))
+        return np.array([int(lengths)] * whole + [rest] * (rest > 0), np.int64)
+    if lengths.size and not (lengths.min() >= 0 and lengths.max() < 2**32):
+        raise InputError("counts must be 0 to 2**32 - 1")
+    if int(lengths.sum(dtype=np.uint64)) != size:
+        raise InputError(f"counts add up to {lengths.sum()}, but there are {size} symbols")
+    return lengths.astype(np.int64)

@@ -176,6 +176,8 @@ std::vector<std::size_t> make_calls(Source& source, std::size_t count) {
 }
 
 std::size_t make_count(Source& source) {
+  // Encoders start with room for 4 KiB.
+  if (source.one_in(32)) return 600 + source.below(1000);
   return source.below(source.pick<std::size_t>({4, 40, 80, 150, 150, 600}));
 }
 
@@ -336,8 +338,8 @@ std::int64_t clamp_to_int32(std::int64_t value) {
   return std::clamp<std::int64_t>(value, kMinInt32, kMaxInt32);
 }
 
-// Any, but mostly near the values [first, last].
-std::int32_t make_escaped(Source& source, std::int64_t first, std::int64_t last) {
+// Any, but mostly near the values [first, last]; or mostly far from them, where codes are longest.
+std::int32_t make_escaped(Source& source, std::int64_t first, std::int64_t last, bool is_far) {
   const auto near = static_cast<std::int64_t>(source.random_below(4)) + 1;
   const std::int64_t far = std::int64_t{1} << source.random_below(32);
   const std::int64_t choices[] = {last + near,
@@ -347,7 +349,8 @@ std::int32_t make_escaped(Source& source, std::int64_t first, std::int64_t last)
                                   kMinInt32,
                                   kMaxInt32,
                                   static_cast<std::int32_t>(source.random())};
-  return static_cast<std::int32_t>(clamp_to_int32(choices[source.random_below(7)]));
+  return static_cast<std::int32_t>(
+      clamp_to_int32(choices[is_far ? 4 + source.random_below(3) : source.random_below(7)]));
 }
 
 // Symbols for `indexes`, which the tables can code unless the input says otherwise.
@@ -355,6 +358,7 @@ template <class Index>
 std::vector<std::int32_t> make_symbols(Source& source, const TableSet& tables,
                                        const std::vector<Index>& indexes) {
   const std::size_t rareness = source.pick<std::size_t>({1, 4, 16, 100, 1000000});
+  const bool is_far = source.one_in(4);
   const bool is_careless = source.one_in(32);
   std::vector<std::int32_t> symbols;
   for (const Index index : indexes) {
@@ -369,7 +373,7 @@ std::vector<std::int32_t> make_symbols(Source& source, const TableSet& tables,
       value += std::min(rank, info.num_values - 1);
     }
     if ((tables.has_escape(table) || is_careless) && source.random_below(rareness) == 0) {
-      value = make_escaped(source, first, last_value(info));
+      value = make_escaped(source, first, last_value(info), is_far);
     }
     symbols.push_back(static_cast<std::int32_t>(value));
   }
@@ -525,6 +529,53 @@ Trace check_stream(Source& source, const TableSet& tables, const Bytes& bytes,
   return trace;
 }
 
+// An inner loop of the encoder alone, with no more room for words than it asks for. Returns what it
+// wrote, and how many symbols it took.
+template <class Index>
+std::pair<Bytes, std::size_t> push_alone(const TableSet& tables, int lanes,
+                                         const Buffer<std::int32_t>& symbols,
+                                         const Buffer<Index>& indexes) {
+  using namespace pycodec::rans;
+  const Kernels& kernels = kernels_for(pycodec::simd_level(), lanes);
+  alignas(64) std::uint32_t states[kMaxLanes];
+  std::fill(std::begin(states), std::end(states), kLowerBound);
+  Lanes position = {states, static_cast<unsigned>(lanes), 0};
+  Buffer<std::uint8_t> room(kWordBytes * symbols.size() + kPushMargin);
+  std::uint8_t* const end = room.data() + room.size();
+  std::uint8_t* top = end;
+  std::size_t done = 0;
+  if constexpr (sizeof(Index) == 1) {
+    done =
+        kernels.push8(tables.view(), symbols.data(), indexes.data(), symbols.size(), position, top);
+  } else {
+    done = kernels.push16(tables.view(), symbols.data(), indexes.data(), symbols.size(), position,
+                          top);
+  }
+  CHECK(done <= symbols.size() && end - top <= static_cast<std::ptrdiff_t>(kWordBytes * done));
+  return {Bytes(top, end), done};
+}
+
+template <class Index>
+void check_push_kernels(const TableSet& tables, int lanes, const std::vector<std::int32_t>& symbols,
+                        const std::vector<Index>& indexes) {
+  if (tables.precision() < pycodec::rans::kMinSimdPushPrecision) return;
+  if (outcome_of([&] { tables.check_indexes(indexes.data(), indexes.size()); }).message != "")
+    return;
+  const Buffer<std::int32_t> all_symbols(symbols);
+  const Buffer<Index> all_indexes(indexes);
+  pycodec::set_simd_level(SimdLevel::kScalar);
+  const auto expected = push_alone(tables, lanes, all_symbols, all_indexes);
+  for (const SimdLevel level : levels()) {
+    pycodec::set_simd_level(level);
+    const auto pushed = push_alone(tables, lanes, all_symbols, all_indexes);
+    // A larger step stops earlier.
+    const Bytes& shorter = pushed.second < expected.second ? pushed.first : expected.first;
+    const Bytes& longer = pushed.second < expected.second ? expected.first : pushed.first;
+    CHECK(shorter.size() <= longer.size());
+    CHECK(std::equal(shorter.rbegin(), shorter.rend(), longer.rbegin()));
+  }
+}
+
 // Returns the stream; it is empty if there is none.
 template <class Index>
 Bytes check_round_trip(Source& source, const TableSet& tables,
@@ -534,6 +585,7 @@ Bytes check_round_trip(Source& source, const TableSet& tables,
   const auto encoded =
       same_at_every_level([&] { return encode_calls(tables, symbols, indexes, lanes, {}); });
   if (lanes != 0) {
+    check_push_kernels(tables, lanes, symbols, indexes);
     const std::vector<std::size_t> calls = make_calls(source, symbols.size());
     const auto again =
         same_at_every_level([&] { return encode_calls(tables, symbols, indexes, lanes, calls); });
@@ -721,9 +773,10 @@ void fuzz_substreams(Source& source, const TableSet& tables) {
     return;
   }
   std::vector<std::uint32_t> counts(source.below(6));
+  const auto most = source.pick<std::size_t>({20, 70, 70, 300});
   std::size_t num_symbols = 0;
   for (std::uint32_t& count : counts) {
-    count = static_cast<std::uint32_t>(source.one_in(4) ? 0 : source.below(300));
+    count = static_cast<std::uint32_t>(source.one_in(4) ? 0 : source.below(most));
     num_symbols += count;
   }
   const int lanes = source.one_in(6) ? 0 : 1 << source.below(7);
@@ -796,6 +849,7 @@ std::optional<compressai::CdfTables> make_cdf_tables(const Cdfs& cdfs,
 std::vector<std::int32_t> make_cdf_symbols(Source& source, const compressai::CdfTables& tables,
                                            const std::vector<std::int32_t>& indexes) {
   const std::size_t rareness = source.pick<std::size_t>({1, 4, 16, 100, 1000000});
+  const bool is_far = source.one_in(4);
   std::vector<std::int32_t> symbols;
   for (const std::int32_t index : indexes) {
     const bool is_known = static_cast<std::size_t>(index) < tables.num_tables();
@@ -803,7 +857,7 @@ std::vector<std::int32_t> make_cdf_symbols(Source& source, const compressai::Cdf
     const std::int64_t first = info.offset;
     std::int64_t value = first;
     if (info.num_values == 0 || source.random_below(rareness) == 0) {
-      value = make_escaped(source, first, first + info.num_values - 1);
+      value = make_escaped(source, first, first + info.num_values - 1, is_far);
     } else {
       value += static_cast<std::int64_t>(source.random_below(info.num_values));
     }
