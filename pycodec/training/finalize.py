@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,10 +132,10 @@ def finalize(
         if name.startswith(("analysis.", "hyper_analysis.", "synthesis."))
     }
 
-    def save() -> PhotoCodec:
+    def save(target: Path) -> PhotoCodec:
         tensors = half | {f"entropy.{name}": tensor for name, tensor in entropy.items()}
-        save_photo_model(folder, tensors, network.config)
-        return load_photo_model(folder)
+        save_photo_model(target, tensors, network.config)
+        return load_photo_model(target)
 
     def refit(codec: PhotoCodec) -> PhotoCodec:
         counts = _histograms(codec, pictures)
@@ -149,18 +150,21 @@ def finalize(
             entropy[f"tables.{name}"] = torch.from_numpy(array.astype(np.int32))
         entropy["rounding"][torch.from_numpy(certain[:SCALE_LEVELS])] = -1
         report(f"tables fitted to {seen.sum()} symbols; {certain.sum()} levels are certain zeros")
-        return save()
+        return save(trials)
 
-    codec = save()
-    trial = pictures[:: max(1, len(pictures) // 12)]
-    best, best_cost = (128, 128), math.inf
-    for low, high in ((128, 128), (112, 128), (96, 128), (96, 112), (80, 112), (64, 112)):
-        entropy["rounding"] = dead_zone(low, high)
-        codec = save()
-        cost = _cost(codec, trial)
-        report(f"rounding offsets {low}..{high}: log cost {cost:.4f}")
-        if cost < best_cost:
-            best, best_cost = (low, high), cost
-    entropy["rounding"] = dead_zone(*best)
-    # Zeros made certain change what later stages see a little: the second fit has seen them.
-    return refit(refit(save()))
+    # `folder` must never hold a model that is only a trial.
+    with tempfile.TemporaryDirectory() as temporary:
+        trials = Path(temporary)
+        save(trials)
+        trial = pictures[:: max(1, len(pictures) // 12)]
+        best, best_cost = (128, 128), math.inf
+        for low, high in ((128, 128), (112, 128), (96, 128), (96, 112), (80, 112), (64, 112)):
+            entropy["rounding"] = dead_zone(low, high)
+            cost = _cost(save(trials), trial)
+            report(f"rounding offsets {low}..{high}: log cost {cost:.4f}")
+            if cost < best_cost:
+                best, best_cost = (low, high), cost
+        entropy["rounding"] = dead_zone(*best)
+        # Zeros made certain change what later stages see a little: the second fit has seen them.
+        refit(refit(save(trials)))
+    return save(folder)

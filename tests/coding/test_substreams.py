@@ -160,7 +160,7 @@ def test_nothing_at_all():
 
 def test_arguments_that_do_not_fit():
     symbols, indexes = random_symbols(100)
-    for counts in (0, -1, 2**32, [50, 40], [[100]], [-1, 101], 2.5, [2**32, 0]):
+    for counts in (0, -1, [[]], 2**32, [50, 40], [[100]], [-1, 101], 2.5, [2**32, 0]):
         with pytest.raises(InputError):
             rans.encode_substreams(symbols, indexes, TABLES, counts=counts)
     for threads in (0, -1, 5000):

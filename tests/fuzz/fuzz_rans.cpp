@@ -251,7 +251,20 @@ std::size_t make_max_direct_slots(Source& source) {
   return source.one_in(2) ? 0 : pycodec::rans::kMaxDirectSlots;
 }
 
-TableSet make_tables(Source& source) {
+struct TableNumbers {
+  int precision;
+  std::vector<std::uint32_t> frequencies;
+  std::vector<std::uint32_t> sizes;
+  std::vector<std::int32_t> offsets;
+  std::vector<bool> escapes;
+  std::size_t max_direct_slots;
+
+  TableSet make() const {
+    return {precision, frequencies, sizes, offsets, escapes, max_direct_slots};
+  }
+};
+
+TableNumbers make_table_numbers(Source& source) {
   // Mostly small ones: large tables take their time.
   const int precision = source.pick({1, 2,  3,  4,  5,  6,  7,  8,  8,  9,  9,  10, 10, 10, 10, 10,
                                      8, 11, 11, 11, 12, 12, 12, 12, 13, 14, 15, 16, 10, 7,  6,  5});
@@ -274,8 +287,11 @@ TableSet make_tables(Source& source) {
   return {precision, frequencies, sizes, offsets, escapes, make_max_direct_slots(source)};
 }
 
-// Each slot lies in the interval of its rank.
-void check_ranks(Source& source, const TableSet& tables) {
+// Values are int32, and each slot lies in the interval of its rank.
+void check_tables(Source& source, const TableSet& tables) {
+  for (std::size_t table = 0; table < tables.num_tables(); ++table) {
+    CHECK(last_value(tables.info(table)) <= kMaxInt32);
+  }
   for (int i = 0; i < 20; ++i) {
     const std::size_t table = source.random_below(tables.num_tables());
     const auto slot =
@@ -640,6 +656,36 @@ void fuzz_round_trip(Source& source, const TableSet& tables) {
   check_stream(source, tables, bytes, indexes);
 }
 
+// A stream says nothing of the tables' first values: decoded with others, its symbols are moved by
+// the difference, unless one leaves int32.
+template <class Index>
+void fuzz_shifted(Source& source, const TableSet& tables, TableNumbers numbers) {
+  const auto indexes = make_indexes<Index>(source, tables.num_tables(), make_count(source));
+  const std::vector<std::int32_t> symbols = make_symbols(source, tables, indexes);
+  const auto encoded = encode_calls(tables, symbols, indexes, 1 << source.below(7), {});
+  if (!encoded.outcome.is_done()) return;
+  // As far as all tables' values allow, or less.
+  std::int64_t up = std::int64_t{kMaxInt32} - kMinInt32;
+  std::int64_t down = up;
+  for (std::size_t table = 0; table < tables.num_tables(); ++table) {
+    const TableInfo& info = tables.info(table);
+    const std::int64_t last = std::max<std::int64_t>(last_value(info), info.first_value);
+    up = std::min(up, kMaxInt32 - last);
+    down = std::min(down, std::int64_t{info.first_value} - kMinInt32);
+  }
+  std::int64_t shift = source.one_in(2) ? up : -down;
+  if (source.one_in(4)) shift /= 1 + source.byte();
+  for (std::int32_t& offset : numbers.offsets) offset = static_cast<std::int32_t>(offset + shift);
+  const Trace trace = check_stream(source, numbers.make(), encoded.bytes, indexes);
+  const bool is_int32 = std::all_of(symbols.begin(), symbols.end(), [&](std::int32_t symbol) {
+    return clamp_to_int32(symbol + shift) == symbol + shift;
+  });
+  CHECK(trace.is_done() == is_int32);
+  for (std::size_t i = 0; i < trace.symbols.size(); ++i) {
+    CHECK(trace.symbols[i] == symbols[i] + shift);
+  }
+}
+
 // ------------------------------------------------------------------------------------------------
 // Substreams
 
@@ -971,8 +1017,9 @@ void fuzz_compressai(Source& source) {
   CHECK(outcome == again);
   if (!buckets) return;
 
-  std::vector<std::int32_t> indexes =
-      make_cdf_indexes(source, buckets->num_tables(), make_count(source));
+  // The encoder takes blocks of 1024.
+  const std::size_t count = source.one_in(16) ? 1024 + source.below(500) : make_count(source);
+  std::vector<std::int32_t> indexes = make_cdf_indexes(source, buckets->num_tables(), count);
   Bytes bytes;
   if (source.one_in(2)) {
     bytes = source.rest();
@@ -1022,15 +1069,23 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     fuzz_compressai(source);
     return 0;
   }
-  const bool is_raw = source.one_in(4);
-  const std::optional<TableSet> tables =
-      is_raw ? make_raw_tables(source) : std::optional<TableSet>(make_tables(source));
-  if (!tables) return 0;
-  check_ranks(source, *tables);
-  if (source.one_in(2)) {
-    fuzz<std::uint8_t>(source, what, *tables);
+  std::optional<TableNumbers> numbers;
+  std::optional<TableSet> tables;
+  if (source.one_in(4)) {
+    tables = make_raw_tables(source);
+    if (!tables) return 0;
   } else {
-    fuzz<std::uint16_t>(source, what, *tables);
+    numbers = make_table_numbers(source);
+    tables = numbers->make();
+  }
+  check_tables(source, *tables);
+  const bool is_shifted = numbers && source.one_in(8);
+  if (source.one_in(2)) {
+    is_shifted ? fuzz_shifted<std::uint8_t>(source, *tables, *numbers)
+               : fuzz<std::uint8_t>(source, what, *tables);
+  } else {
+    is_shifted ? fuzz_shifted<std::uint16_t>(source, *tables, *numbers)
+               : fuzz<std::uint16_t>(source, what, *tables);
   }
   return 0;
 }

@@ -68,19 +68,19 @@ def compile_source(source: Path, csrc: Path, folder: Path) -> Path:
     return target
 
 
-def build(csrc: Path, folder: Path) -> Path:
-    """Compiles the fuzz target; returns the program."""
+def build(target: str, csrc: Path, folder: Path) -> Path:
+    """Compiles a fuzz target; returns the program."""
     if shutil.which("clang++") is None:
         raise SystemExit("fuzzing needs clang++, which is not on PATH (apt-get install clang)")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "covered.txt").write_text(COVERED)
     sources = [
-        HERE / "fuzz_rans.cpp",
+        HERE / f"fuzz_{target}.cpp",
         *(csrc / "cpu" / name for name in ("parallel.cpp", "simd_level.cpp")),
         *sorted(csrc.glob("rans/*.cpp")),
     ]
     wanted = [source for source in sources if source_flags(source) is not None]
-    program = folder / "fuzz_rans"
+    program = folder / f"fuzz_{target}"
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda s: compile_source(s, csrc, folder), wanted))
@@ -106,6 +106,12 @@ def write_seeds(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--target",
+        choices=("rans", "decode"),
+        default="rans",
+        help="rans: everything, with many checks; decode: arbitrary bytes only, but fast",
+    )
     parser.add_argument("--runs", type=int, default=-1, help="executions (default: no limit)")
     parser.add_argument("--seconds", type=int, default=0, help="time limit (default: none)")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer (default: by chance)")
@@ -114,9 +120,9 @@ def main() -> int:
     parser.add_argument("--csrc", type=Path, default=ROOT / "csrc", metavar="DIR")
     arguments = parser.parse_args()
 
-    folder = arguments.build.resolve()
+    folder = arguments.build.resolve() / arguments.target
     corpus = (arguments.corpus or folder / "corpus").resolve()
-    program = build(arguments.csrc.resolve(), folder)
+    program = build(arguments.target, arguments.csrc.resolve(), folder)
     write_seeds(corpus)
     command = [
         *(str(program), str(corpus), f"-artifact_prefix={folder}/", f"-runs={arguments.runs}"),
