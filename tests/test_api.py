@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import doctest
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from pycodec.images import Picture
 from pycodec.models.photo import PhotoCodec, _threads, _tiles, load_photo_model
 from pycodec.models.zoo import WEIGHTS
 
+from .levels import simd_level
 from .networks import random_codec
 
 skimage_data = pytest.importorskip("skimage.data")
@@ -50,16 +49,6 @@ def codecs() -> dict[str, PhotoCodec]:
         with simd_level(level):  # weights are packed for the level at hand
             codecs[level] = load_photo_model(WEIGHTS / "photo")
     return codecs
-
-
-@contextlib.contextmanager
-def simd_level(level: str) -> Iterator[None]:
-    before = _cpu.simd_level()
-    _cpu.set_simd_level(level)
-    try:
-        yield
-    finally:
-        _cpu.set_simd_level(before)
 
 
 def test_a_photograph_survives(chelsea):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import threading
 
 import numpy as np
@@ -8,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycodec import _cpu
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet, quantize_pmf
 from pycodec.errors import CorruptStreamError, InputError
 
+from ..levels import LEVELS, simd_level
 from . import rans_reference
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ALL_LANES = [1, 2, 4, 8, 16, 32, 64]
-LEVELS = _cpu.supported_simd_levels()
 
 
 def reference_tables(tables: TableSet):
@@ -32,16 +30,6 @@ def reference_encode(symbols, indexes, tables: TableSet, lanes: int) -> bytes:
     return rans_reference.encode(
         symbols.tolist(), indexes.tolist(), reference_tables(tables), tables.precision, lanes
     )
-
-
-@contextlib.contextmanager
-def simd_level(name: str):
-    before = _cpu.simd_level()
-    _cpu.set_simd_level(name)
-    try:
-        yield
-    finally:
-        _cpu.set_simd_level(before)
 
 
 def encode(symbols, indexes, tables, lanes=None) -> bytes:

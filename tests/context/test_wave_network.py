@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycodec import _cpu
 from pycodec.coding.tables import TableSet
 from pycodec.context.orders import ORDERS as CODING_ORDERS
 from pycodec.context.orders import mask
@@ -15,18 +12,9 @@ from pycodec.context.schedule import Layer, find_schedule
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError, InputError
 
-LEVELS = _cpu.supported_simd_levels()
+from ..levels import LEVELS, simd_level
+
 TABLES = TableSet.gaussian(np.geomspace(0.15, 6, 32))
-
-
-@contextlib.contextmanager
-def simd_level(name: str):
-    before = _cpu.simd_level()
-    _cpu.set_simd_level(name)
-    try:
-        yield
-    finally:
-        _cpu.set_simd_level(before)
 
 
 def causal_mask(steps, groups: int, kernel: int, strict: bool) -> np.ndarray:

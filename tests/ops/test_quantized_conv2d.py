@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -19,24 +18,15 @@ from pycodec.errors import InputError
 from pycodec.ops import QuantizedConv2d, quantized_conv2d
 from pycodec.ops.quantized_conv2d import OUTPUT_DTYPES
 
+from ..levels import LEVELS, simd_level
+
 ALL_LEVELS = ("scalar", "avx2", "avx512vnni")
-LEVELS = _cpu.supported_simd_levels()
 NUMPY_DTYPES = {
     torch.uint8: np.uint8,
     torch.int8: np.int8,
     torch.int16: np.int16,
     torch.int32: np.int32,
 }
-
-
-@contextlib.contextmanager
-def simd_level(name):
-    before = _cpu.simd_level()
-    _cpu.set_simd_level(name)
-    try:
-        yield
-    finally:
-        _cpu.set_simd_level(before)
 
 
 def naive(x, weight, bias, multiplier, shift, out_dtype, relu):
