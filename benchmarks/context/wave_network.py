@@ -164,6 +164,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results to this file too")
+    fastest_first = _cpu.supported_simd_levels()[::-1]
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        choices=fastest_first,
+        default=[level for level in fastest_first if level != "scalar"] or fastest_first,
+        help="SIMD levels (default: all but scalar, which takes minutes)",
+    )
     options = parser.parse_args()
     print(f"{options.width}x{options.height}, {PLANES} planes, {options.threads} threads")
     print(
@@ -172,7 +180,7 @@ def main() -> None:
     )
     results = []
     before = _cpu.simd_level()
-    for level in _cpu.supported_simd_levels()[::-1]:
+    for level in options.levels:
         _cpu.set_simd_level(level)
         for name in SHAPES:
             single = single_us_per_symbol(name)
