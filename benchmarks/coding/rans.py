@@ -6,7 +6,7 @@ constriction and torchac is installed (``pip install compressai constriction tor
 the best of several runs; every result is checked against the symbols. ``x`` is the ratio to
 ``compressai.ans`` called with lists that were made before.
 
-    python benchmarks/coding/rans.py [--symbols N] [--repeats R] [--json FILE]
+    python benchmarks/coding/rans.py [--symbols N] [--repeats R] [--tables T] [--json FILE]
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from pycodec import _cpu
 from pycodec.coding import compressai_ans, rans
 from pycodec.coding.tables import TableSet
 
-SCALES = np.geomspace(0.11, 20, 64)
+NUM_TABLES = 64
+SCALES = np.geomspace(0.11, 20, NUM_TABLES)
 
 
 @dataclass(frozen=True)
 class Workload:
     symbols: np.ndarray  # int32 [n]
-    indexes: np.ndarray  # uint8 [n]
+    indexes: np.ndarray  # uint8 or uint16 [n]
+    scales: np.ndarray  # float64 [tables]
     tables: TableSet  # 12 bits
 
     @property
     def information_bits(self) -> float:
         """What the symbols cost under the very distributions that they were drawn from."""
         magnitudes = np.abs(self.symbols)
-        costs = np.array([gaussian_costs(scale, int(magnitudes.max())) for scale in SCALES])
+        costs = np.array([gaussian_costs(scale, int(magnitudes.max())) for scale in self.scales])
         return float(costs[self.indexes, magnitudes].sum())
 
 
@@ -62,11 +64,13 @@ def gaussian_costs(scale: float, largest: int) -> list[float]:
     return [-math.log2(x) if x > 0 else math.inf for x in p]
 
 
-def make_workload(count: int) -> Workload:
+def make_workload(count: int, num_tables: int = NUM_TABLES) -> Workload:
     rng = np.random.default_rng(0)
-    indexes = rng.integers(0, len(SCALES), count).astype(np.uint8)
-    symbols = np.rint(rng.standard_normal(count) * SCALES[indexes]).astype(np.int32)
-    return Workload(symbols, indexes, TableSet.gaussian(SCALES))
+    scales = np.geomspace(SCALES[0], SCALES[-1], num_tables)
+    indexes = rng.integers(0, num_tables, count)
+    indexes = indexes.astype(np.uint8 if num_tables <= 256 else np.uint16)
+    symbols = np.rint(rng.standard_normal(count) * scales[indexes]).astype(np.int32)
+    return Workload(symbols, indexes, scales, TableSet.gaussian(scales))
 
 
 def best_seconds(call: Callable[[], object], repeats: int) -> tuple[float, object]:
@@ -235,7 +239,7 @@ def measure_torchac(workload: Workload, repeats: int) -> Iterator[Result]:
     import torchac
 
     count = min(workload.symbols.size, 1 << 16)
-    part = Workload(workload.symbols[:count], workload.indexes[:count], workload.tables)
+    part = Workload(workload.symbols[:count], workload.indexes[:count], SCALES, workload.tables)
     reach = int(np.abs(part.symbols).max())
     edges = np.arange(-reach, reach + 2) - 0.5
     cdfs = np.array([[math.erfc(-e / (s * math.sqrt(2))) / 2 for e in edges] for s in SCALES])
@@ -285,18 +289,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--symbols", type=int, default=1 << 22, help="how many (4 Mi)")
     parser.add_argument("--repeats", type=int, default=5, help="runs, of which the best counts")
+    parser.add_argument(
+        "--tables", type=int, default=NUM_TABLES, help="how many (64; others without the peers)"
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    workload = make_workload(arguments.symbols)
+    workload = make_workload(arguments.symbols, arguments.tables)
     bits_each = workload.information_bits / arguments.symbols
     print(f"{arguments.symbols} symbols, {bits_each:.4f} bits each")
     peer_columns = 8 if importlib.util.find_spec("compressai") else 0
     columns = [f"{name:>{8 + peer_columns}}" for name in ("encode", "decode")]
     print(f"{'Msym/s':30} {' '.join(columns)} {'to entropy':>10} {'to tables':>10}")
     measures = [m for name, ms in PEERS.items() if importlib.util.find_spec(name) for m in ms]
+    if arguments.tables != NUM_TABLES:
+        measures = []
     results: list[Result] = []
     peer = None
     for measure_coder in [*measures, measure_compressai_twin, measure_pycodec]:

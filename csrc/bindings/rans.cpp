@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bytes.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/encoder.hpp"
@@ -79,22 +80,6 @@ py::bytes encode(const py::array& symbols, const py::array& indexes, const Table
   });
   return py::bytes(reinterpret_cast<const char*>(stream.data()), stream.size());
 }
-
-// A buffer of bytes that stays where it is for as long as this lives.
-class Bytes {
- public:
-  explicit Bytes(const py::buffer& data) : info_(data.request()) {
-    if (info_.itemsize != 1 || info_.ndim != 1 || (info_.size > 1 && info_.strides[0] != 1)) {
-      throw std::invalid_argument("a rANS stream must be bytes or a contiguous buffer of them");
-    }
-  }
-
-  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(info_.ptr); }
-  std::size_t size() const { return static_cast<std::size_t>(info_.size); }
-
- private:
-  py::buffer_info info_;
-};
 
 // `out` as a typed pointer to `count` symbols.
 std::int32_t* mutable_symbol_data(py::array& out, py::ssize_t count) {

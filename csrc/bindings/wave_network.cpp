@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bytes.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/tables.hpp"
@@ -99,17 +100,13 @@ py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
 Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
                            const TableSet& tables, std::int64_t height, std::int64_t width,
                            int threads) {
-  const py::buffer_info info = data.request();
-  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
-    throw std::invalid_argument("a rANS stream must be bytes or a contiguous buffer of them");
-  }
+  const Bytes bytes(data);
   Array<std::int32_t> symbols({static_cast<py::ssize_t>(network.groups()),
                                static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
   auto* symbol_data = symbols.mutable_data();
   {
     py::gil_scoped_release release;
-    pycodec::rans::Decoder decoder(tables, static_cast<const std::uint8_t*>(info.ptr),
-                                   static_cast<std::size_t>(info.size));
+    pycodec::rans::Decoder decoder(tables, bytes.data(), bytes.size());
     network.decode(decoder, height, width, symbol_data, threads);
     decoder.finish();
   }

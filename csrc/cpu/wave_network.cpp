@@ -164,8 +164,6 @@ WaveNetwork::WaveNetwork(int groups, const std::vector<WaveLayer>& layers, const
   require(!layers.empty() && layers.back().output == -1, "the last layer makes the table indexes");
   pixel_bytes_ = {round_up(groups, kTrimmedGroup)};
   std::vector<int> widths = {1};
-  // Whether an activation depends on the symbol of its own wave: tensor 0 does, and is not known
-  // before its wave is decoded.
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const WaveLayer& from = layers[l];
     const std::string name = "layer " + std::to_string(l);
@@ -221,6 +219,7 @@ WaveNetwork::WaveNetwork(int groups, const std::vector<WaveLayer>& layers, const
           const std::int64_t later = order.group_step * (in - g) +
                                      order.row_step * (tap / from.kernel - radius) +
                                      order.column_step * (tap % from.kernel - radius);
+          // The symbols of its own wave (tensor 0) are not known yet, its activations are.
           require(later < 0 || (later == 0 && from.input != 0),
                   name + " sees what is not decoded yet");
           first = std::min(first, in);

@@ -18,6 +18,8 @@ namespace rans {
 constexpr std::size_t kMaxTotalSlots = std::size_t{1} << 26;
 // Up to here slot tables pay: 512 tables of 12 bits, 32 of 16.
 constexpr std::size_t kMaxDirectSlots = std::size_t{1} << 21;
+// Packed entries take 1 KiB a table whatever its precision.
+constexpr std::size_t kMaxPackedTables = 8192;
 
 inline std::int64_t last_value(const TableInfo& info) {
   return std::int64_t{info.first_value} + info.num_values - 1;
@@ -63,7 +65,7 @@ class TableSet {
       build_buckets();
     } else {
       build_ranks();
-      if (precision <= kPackedBits) pack();
+      if (precision <= kPackedBits && sizes.size() <= kMaxPackedTables) pack();
     }
   }
 

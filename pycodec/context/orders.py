@@ -27,6 +27,7 @@ sees the earlier antidiagonals only, and the direction does not matter.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,7 @@ Kernel = int | tuple[int, int]
 Predicate = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-class Order:
+class Order(ABC):
     """Base of the orders.
 
     Attributes:
@@ -55,9 +56,9 @@ class Order:
     name: str
     phase = np.zeros((1, 1), np.int64)
 
+    @abstractmethod
     def group_mask(self, kind: str, groups_in: int, groups_out: int, kernel: Kernel) -> np.ndarray:
         """What each output group sees, ``bool [groups_out, groups_in, kh, kw]``."""
-        raise NotImplementedError
 
     def active(self, kind: str) -> np.ndarray | None:
         """Where a layer sees anything at all, ``bool [ph, pw]`` as ``phase``; None: everywhere.
@@ -74,9 +75,9 @@ class Order:
 class _OffsetOrder(Order):
     """An order whose masks follow from a function of the offset."""
 
+    @abstractmethod
     def visible(self, kind: str, dc: np.ndarray, dh: np.ndarray, dw: np.ndarray) -> np.ndarray:
         """Whether a kernel may look at the offset (dc, dh, dw): int arrays, broadcast together."""
-        raise NotImplementedError
 
     def group_mask(self, kind: str, groups_in: int, groups_out: int, kernel: Kernel) -> np.ndarray:
         _check_kind(kind)

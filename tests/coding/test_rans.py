@@ -199,6 +199,15 @@ def test_compact_tables(precision, num_tables):
         assert encode(*head, tables, lanes) == reference_encode(*head, tables, lanes)
 
 
+def test_very_many_tables():
+    """More than are packed."""
+    tables = TableSet([[1, 3], [2, 2], [3, 1]] * 4000, [*range(12_000)], precision=2)
+    indexes = np.arange(12_000, dtype=np.uint16)
+    symbols = indexes.astype(np.int32) + indexes % 2
+    stream = encode(symbols, indexes, tables, 64)
+    np.testing.assert_array_equal(decode_all(stream, tables, indexes), symbols)
+
+
 # The format may not drift: these bytes are for ever.
 GOLDEN_TABLES = TableSet(
     [[1, 6, 4089], [256, 512, 2560, 512, 256], [4096], [2000, 2096]], [0, -2, 5, 100],

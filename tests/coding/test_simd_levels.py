@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import platform
 import shutil
@@ -11,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ..fuzz.run import simd_flags
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def simd_flags() -> dict[str, list[str]]:
-    """``SIMD_FLAGS`` of setup.py."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "SIMD_FLAGS":
-            return ast.literal_eval(node.value)
-    raise AssertionError("setup.py has no SIMD_FLAGS")
 
 
 def build(compiler: str, processor: str, folder: Path, *options: str) -> Path:
