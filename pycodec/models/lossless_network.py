@@ -1,0 +1,162 @@
+"""The context network of the lossless codec: bit planes in, one logit a bit out.
+
+The planes of an 8-bit picture, most significant first, are the 8 groups of a trimmed network
+(TCAE, arXiv 1801.04662; slope order: arXiv 1906.10057). One pass gives the probability of every
+bit; a decoder gets the same numbers wave by wave (``docs/waves.md``).
+
+    first    trimmed k x k, type A, 8 -> 8 * width, PReLU
+    hidden   trimmed k x k, type B, PReLU, any number of them
+    blocks   y = x + PReLU(conv(PReLU(conv(x)))), type B, any number of them
+    head     trimmed k x k, type B, two logits a plane: of 0 and of 1
+
+Channels of a plane are contiguous, planes in order: channel ``plane * width + i``. The state dict
+has, in PyTorch's layout [out, in, row, column]: ``first.conv.weight`` [8 w, 8, k, k],
+``first.conv.bias`` [8 w], ``first.prelu.weight`` [8 w], the same for ``hidden.N`` and for
+``blocks.N.0`` and ``blocks.N.1``, and ``head.weight`` [16, 8 w, k, k], ``head.bias`` [16].
+Trimmed weights may have any value. A network without an activation there has a slope of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pycodec.context.layers import TrimmedConv2d
+from pycodec.context.schedule import Layer, Residual
+from pycodec.errors import InputError
+
+PLANES = 8
+ORDERS = ("plane", "slope")
+
+
+@dataclass(frozen=True)
+class LosslessConfig:
+    """Shape of a :class:`LosslessNetwork`.
+
+    Attributes:
+        order: ``plane`` or ``slope``.
+        width: channels of a plane in hidden layers.
+        first, hidden, blocks, head: kernel sizes; of each hidden layer, and of each block.
+    """
+
+    order: str = "slope"
+    width: int = 8
+    first: int = 5
+    hidden: tuple[int, ...] = (5,)
+    blocks: tuple[int, ...] = (5, 5, 5, 5)
+    head: int = 3
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise InputError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+SIZES = {
+    "tcae": LosslessConfig(),
+    "tcae-fast": LosslessConfig(width=8, hidden=(3,), blocks=(1,), head=1),
+}
+"""The published shape, and a small one."""
+
+
+class TrimmedLayer(nn.Module):
+    """Trimmed convolution and PReLU with a slope a channel."""
+
+    def __init__(self, config: LosslessConfig, kind: str, channels_in: int, kernel: int) -> None:
+        super().__init__()
+        channels = PLANES * config.width
+        self.conv = TrimmedConv2d(
+            channels_in, channels, kernel, order=config.order, kind=kind, groups_in=PLANES
+        )
+        self.prelu = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prelu(self.conv(x))
+
+
+class LosslessNetwork(nn.Module):
+    """The float network, for training and as the source of the integer one."""
+
+    def __init__(self, config: LosslessConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = PLANES * config.width
+        self.first = TrimmedLayer(config, "A", PLANES, config.first)
+        self.hidden = nn.ModuleList(TrimmedLayer(config, "B", channels, k) for k in config.hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(TrimmedLayer(config, "B", channels, k) for _ in range(2)))
+            for k in config.blocks
+        )
+        self.head = TrimmedConv2d(
+            channels, 2 * PLANES, config.head, order=config.order, kind="B", groups_in=PLANES
+        )
+
+    def forward(self, bits: Tensor) -> Tensor:
+        """Log odds of a 1, [N, 8, H, W], of bits (0 or 1) [N, 8, H, W]."""
+        x = self.first(bits)
+        for layer in self.hidden:
+            x = layer(x)
+        for block in self.blocks:
+            x = x + block(x)
+        logits = self.head(x)
+        return logits[:, 1::2] - logits[:, ::2]
+
+    def masks(self) -> list[Layer | Residual]:
+        """What ``find_schedule`` and ``check_causality`` take."""
+        return [
+            self.first.conv.layer,
+            *(layer.conv.layer for layer in self.hidden),
+            *(Residual([layer.conv.layer for layer in block]) for block in self.blocks),
+            self.head.layer,
+        ]
+
+    def multiplications(self) -> tuple[int, int]:
+        """Products a pixel: of the trimmed kernels, and of the whole ones."""
+        trimmed = whole = 0
+        for module in self.modules():
+            if isinstance(module, TrimmedConv2d):
+                seen = int(module.group_mask.sum())
+                per_pair = module.weight.shape[0] * module.weight.shape[1] // PLANES**2
+                trimmed += seen * per_pair
+                whole += module.weight.numel()
+        return trimmed, whole
+
+    @torch.no_grad()
+    def start_from_differences(self) -> None:
+        """Initialize the first layer to see values, not only bits; for training from scratch.
+
+        Half of a plane's channels start as random differences between neighbours' values, as far
+        as planes are known, in units of the plane: a bit of plane c weighs 2**(plane - c).
+        """
+        width = self.config.width
+        conv = self.first.conv
+        for plane in range(PLANES):
+            mask = conv.group_mask[plane].float()
+            for i in range(0, width, 2):
+                taps = torch.randn(mask.shape[1:]) / mask.shape[-1]
+                weight = torch.stack(
+                    [taps * 2.0 ** min(plane - c, 6) for c in range(PLANES)]
+                ) * mask
+                centre = tuple(s // 2 for s in mask.shape[1:])
+                for c in range(plane):  # differences: each plane's taps sum to zero
+                    weight[c][centre] -= weight[c].sum()
+                conv.weight[plane * width + i] = weight * 0.25
+
+
+def to_bits(picture: Tensor) -> Tensor:
+    """Planes of uint8 [N, H, W], most significant first: uint8 [N, 8, H, W] of 0 and 1."""
+    shifts = torch.arange(PLANES - 1, -1, -1, device=picture.device, dtype=torch.uint8)
+    return (picture[:, None] >> shifts[:, None, None]) & 1
+
+
+def bits_per_pixel(logits: Tensor, bits: Tensor) -> Tensor:
+    """Mean code length of a pixel, a scalar."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), bits.float(), reduction="mean")
+    return loss * PLANES / torch.log(torch.tensor(2.0))
