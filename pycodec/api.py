@@ -12,10 +12,18 @@ import numpy as np
 
 from pycodec.coding.alpha import decode_alpha, encode_alpha
 from pycodec.coding.container import Codec, Container, Header, pack, unpack
-from pycodec.errors import CodecError, InputError, UnsupportedError
+from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
+from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
-from pycodec.models.zoo import DEFAULT_MODEL, find_model, load_model
+from pycodec.models.zoo import (
+    DEFAULT_LOSSLESS_MODEL,
+    DEFAULT_MODEL,
+    find_model,
+    load_model,
+)
+
+Model = str | Path | PhotoCodec | LosslessCodec
 
 __all__ = ["decode", "decode_picture", "encode", "encode_picture", "find_model", "load_model"]
 
@@ -25,7 +33,8 @@ class EncodeStats:
     """What an encoding took.
 
     Attributes:
-        seconds: by stage: ``analysis``, ``entropy``, ``rans``, ``container``.
+        seconds: by stage: ``analysis``, ``entropy``, ``rans``, ``container``; lossless: ``context``
+            instead of the first two.
         symbols: number of symbols coded.
         code_length_bits: what an ideal coder would need with the model's tables; None unless asked
             for.
@@ -48,7 +57,7 @@ def encode(
     quality: float = 50,
     *,
     lossless: bool = False,
-    model: str | Path | PhotoCodec | None = None,
+    model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
 ) -> bytes | list[bytes]:
@@ -58,8 +67,9 @@ def encode(
         image: uint8 array [H, W] or [H, W, C] with 1, 3 or 4 channels; a PIL image; a tensor
             [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
         quality: 1 (smallest file) to 100 (best picture), any number between.
-        lossless: not available yet.
-        model: name, folder, or a loaded model; None for the package's own.
+        lossless: keep every pixel as it is; ``quality`` has no meaning then.
+        model: name, folder, or a loaded model; None for the package's own: ``photo``, and
+            ``tcae-fast`` for lossless coding.
         device: of the transforms, such as ``"cuda"``; None for the CPU.
         threads: of the CPU; None for all.
 
@@ -110,7 +120,7 @@ def encode_picture(
     quality: float,
     *,
     lossless: bool = False,
-    model: str | Path | PhotoCodec | None = None,
+    model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
     tile: int | None = None,
@@ -119,25 +129,26 @@ def encode_picture(
     """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
     Args:
-        tile: side of the tiles in pixels, a power of two of at least 64; None for 1024.
+        tile: side of the tiles in pixels, a power of two of at least 64 (lossless: to 1024); None
+            for 1024.
         code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
-    if lossless:
-        raise CodecError("lossless coding is not available in this version; leave lossless out")
-    codec = model if isinstance(model, PhotoCodec) else load_model(model or DEFAULT_MODEL, device)
+    codec = _encoding_model(model, lossless, device)
     pixels = picture.pixels
-    if picture.gray:
-        pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-    coded = codec.compress(
-        pixels,
-        quality,
-        tile_log2=_tile_log2(tile),
-        threads=threads,
-        code_length=code_length,
-    )
+    tile_log2 = _tile_log2(tile)
+    if lossless:
+        coded = codec.compress(
+            pixels, tile_log2=tile_log2, threads=threads, code_length=code_length
+        )
+    else:
+        if picture.gray:
+            pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+        coded = codec.compress(
+            pixels, quality, tile_log2=tile_log2, threads=threads, code_length=code_length
+        )
     began = time.perf_counter()
     header = Header(
-        codec=Codec.PHOTO,
+        codec=Codec.LOSSLESS if lossless else Codec.PHOTO,
         fingerprint=codec.fingerprint,
         width=picture.width,
         height=picture.height,
@@ -160,7 +171,7 @@ def encode_picture(
 def decode_picture(
     data: bytes,
     *,
-    model: str | Path | PhotoCodec | None = None,
+    model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
 ) -> tuple[Picture, DecodeStats]:
@@ -178,24 +189,35 @@ def decode_picture(
         raise InputError(f"expected the bytes of a file, got {type(data).__name__}") from error
     container = unpack(view)
     header = container.header
-    if header.codec != Codec.PHOTO or header.bit_depth != 8:
+    if header.codec not in (Codec.PHOTO, Codec.LOSSLESS) or header.bit_depth != 8:
         raise UnsupportedError(
             f"the file uses codec {int(header.codec)} with {header.bit_depth} bits, which this "
             "version cannot decode; update pycodec"
         )
     stats = DecodeStats({"container": time.perf_counter() - began})
-    codec = _decoding_model(header.fingerprint, model, device)
-    pixels = codec.decompress(
-        container.streams,
-        header.width,
-        header.height,
-        header.quality,
-        tile_log2=header.tile_log2,
-        threads=threads,
-        seconds=stats.seconds,
-    )
-    if header.gray:
-        pixels = _mean_of_channels(pixels)
+    codec = _decoding_model(header, model, device)
+    if header.codec == Codec.LOSSLESS:
+        pixels = codec.decompress(
+            container.streams,
+            header.width,
+            header.height,
+            gray=header.gray,
+            tile_log2=header.tile_log2,
+            threads=threads,
+            seconds=stats.seconds,
+        )
+    else:
+        pixels = codec.decompress(
+            container.streams,
+            header.width,
+            header.height,
+            header.quality,
+            tile_log2=header.tile_log2,
+            threads=threads,
+            seconds=stats.seconds,
+        )
+        if header.gray:
+            pixels = _mean_of_channels(pixels)
     alpha = None
     if header.alpha:
         alpha = decode_alpha(container.alpha, header.width, header.height)
@@ -213,16 +235,36 @@ def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def _decoding_model(
-    fingerprint: bytes, model: str | Path | PhotoCodec | None, device: str | None
-) -> PhotoCodec:
+def _encoding_model(
+    model: Model | None, lossless: bool, device: str | None
+) -> PhotoCodec | LosslessCodec:
     if model is None:
-        return find_model(fingerprint, device)
-    codec = model if isinstance(model, PhotoCodec) else load_model(model, device)
-    if codec.fingerprint != fingerprint:
+        model = DEFAULT_LOSSLESS_MODEL if lossless else DEFAULT_MODEL
+    codec = load_model(model, device) if isinstance(model, str | Path) else model
+    if lossless != isinstance(codec, LosslessCodec):
+        raise InputError(
+            f"the model {codec.name} is not lossless"
+            if lossless
+            else f"the model {codec.name} is lossless: ask for lossless coding to use it"
+        )
+    return codec
+
+
+def _decoding_model(
+    header: Header, model: Model | None, device: str | None
+) -> PhotoCodec | LosslessCodec:
+    if model is None:
+        codec = find_model(header.fingerprint, device)
+    else:
+        codec = load_model(model, device) if isinstance(model, str | Path) else model
+    if codec.fingerprint != header.fingerprint:
         raise UnsupportedError(
-            f"the file was made with model {fingerprint.hex()}, not with {codec.name} "
+            f"the file was made with model {header.fingerprint.hex()}, not with {codec.name} "
             f"({codec.fingerprint.hex()})"
+        )
+    if (header.codec == Codec.LOSSLESS) != isinstance(codec, LosslessCodec):
+        raise CorruptStreamError(
+            f"the file names another codec than that of its model {codec.name}", section="header"
         )
     return codec
 

@@ -1,4 +1,4 @@
-"""The command line: encode, decode, info, eval, demo and train.
+"""The command line: encode, decode, info, eval, demo, train and train-lossless.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import importlib
 import json
 import os
 import signal
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 SUFFIX = ".lci"
 _PIPE = "-"
+_TRAINING = {
+    "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
+    "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
+}
 # fmt: off
 _PICTURE_SUFFIXES = frozenset((
     ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        args = _parser(with_training=argv[:1] == ["train"]).parse_args(argv)
+        args = _parser(argv[0] if argv else None).parse_args(argv)
         return args.run(args)
     finally:
         sys.stdout.flush()  # here, where a failure can still be reported
@@ -105,7 +110,7 @@ def _printable(text: str) -> str:
 # Arguments
 
 
-def _parser(*, with_training: bool) -> argparse.ArgumentParser:
+def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pycodec",
         description="Learned image compression: small files, the same pixels on every machine.",
@@ -117,13 +122,13 @@ def _parser(*, with_training: bool) -> argparse.ArgumentParser:
     _add_info(commands)
     _add_eval(commands)
     _add_demo(commands)
-    train = commands.add_parser("train", help="train a model on a folder of pictures")
-    if with_training:
-        # Imported only for its own command: no other one needs, or waits for, the training code.
-        from pycodec.training import cli as training
-
-        training.add_arguments(train)
-        train.set_defaults(run=training.run)
+    for name, (module, text) in _TRAINING.items():
+        train = commands.add_parser(name, help=text)
+        if command == name:
+            # Imported only for its own command: no other one needs, or waits for, training code.
+            training = importlib.import_module(module)
+            training.add_arguments(train)
+            train.set_defaults(run=training.run)
     return parser
 
 

@@ -17,7 +17,8 @@ import pycodec
 from pycodec import CodecError, InputError, UnsupportedError, _cpu, api
 from pycodec.coding.container import Codec, pack, peek, unpack
 from pycodec.images import Picture
-from pycodec.models.photo import PhotoCodec, _threads, _tiles, load_photo_model
+from pycodec.models.photo import PhotoCodec, load_photo_model
+from pycodec.models.tiling import cut_tiles, thread_count
 from pycodec.models.zoo import WEIGHTS
 
 from .levels import simd_level
@@ -254,8 +255,8 @@ def test_real_pictures_decode_alike_everywhere(codecs, name):
         # Analysis is float, and may round otherwise with other threads: from here on its latents
         # are the same for all.
         code, side = coded[0].quality_code, 1 << tile_log2
-        for tile, stream in zip(_tiles(height, width, side), coded[0].streams, strict=True):
-            with _threads(1):
+        for tile, stream in zip(cut_tiles(height, width, side), coded[0].streams, strict=True):
+            with thread_count(1):
                 latents, hyperlatents = codecs["native"]._analyse(picture, tile, code)
             made = codecs["native"].entropy_model.encode(latents, hyperlatents, code)
             assert made.stream == stream

@@ -142,9 +142,7 @@ def pack(container: Container) -> bytes:
             parts += _pack_section(tag, [_pack_varint(len(data)), deflate(data)])
     if container.alpha is not None:
         parts += _pack_section(_Tag.ALPHA, [container.alpha])
-    # The last stream ends where the section ends, so a picture of one tile needs no index.
-    index = [_pack_varint(len(stream)) for stream in container.streams[:-1]]
-    parts += _pack_section(_Tag.TILES, index + container.streams)
+    parts += _pack_section(_Tag.TILES, _join(container.streams))
     return b"".join(parts)
 
 
@@ -177,7 +175,7 @@ def unpack(data: bytes) -> Container:
     }
     return Container(
         header,
-        _split_streams(payloads[_Tag.TILES], header.num_tiles),
+        split_streams(payloads[_Tag.TILES], header.num_tiles),
         alpha=bytes(payloads[_Tag.ALPHA]) if header.alpha else None,
         **metadata,
     )
@@ -345,12 +343,26 @@ def _unpack_metadata(payload: memoryview, section: str) -> bytes:
     return inflate(payload[reader.offset :], size, section=section)
 
 
-def _split_streams(payload: memoryview, count: int) -> list[bytes]:
-    """Cut the payload of the tiles section into ``count`` streams."""
+def join_streams(streams: list[bytes]) -> bytes:
+    """Several streams as one: the lengths of all but the last as numbers, then the streams."""
+    return b"".join(_join(streams))
+
+
+def _join(streams: list[bytes]) -> list[bytes]:
+    # The last stream ends where the whole ends, so a single one needs no index.
+    return [_pack_varint(len(stream)) for stream in streams[:-1]] + streams
+
+
+def split_streams(payload: memoryview, count: int) -> list[bytes]:
+    """Inverse of :func:`join_streams`, of ``count`` streams.
+
+    Raises:
+        CorruptStreamError: the lengths do not fit the payload.
+    """
     # Each length takes a byte at least: no list longer than the payload is ever built.
     if count - 1 > len(payload):
         raise CorruptStreamError(
-            f"{len(payload)} bytes cannot hold the index of {count} tiles", section="tiles"
+            f"{len(payload)} bytes cannot hold the index of {count} streams", section="tiles"
         )
     reader = _Reader(payload, "tiles")
     ends = [0]
@@ -358,7 +370,7 @@ def _split_streams(payload: memoryview, count: int) -> list[bytes]:
         ends.append(ends[-1] + reader.varint())
     body = payload[reader.offset :]
     if ends[-1] > len(body):
-        raise CorruptStreamError("the tile streams are longer than their section", section="tiles")
+        raise CorruptStreamError("the streams are longer than their section", section="tiles")
     ends.append(len(body))
     return [bytes(body[start:end]) for start, end in pairwise(ends)]
 

@@ -9,6 +9,9 @@ bit; a decoder gets the same numbers wave by wave (``docs/waves.md``).
     blocks   y = x + PReLU(conv(PReLU(conv(x)))), type B, any number of them
     head     trimmed k x k, type B, two logits a plane: of 0 and of 1
 
+In colour pictures a network with ``side`` sees earlier channels too: PReLU(conv(their bits)), with
+a whole kernel, is added to the output of the first layer.
+
 Channels of a plane are contiguous, planes in order: channel ``plane * width + i``. The state dict
 has, in PyTorch's layout [out, in, row, column]: ``first.conv.weight`` [8 w, 8, k, k],
 ``first.conv.bias`` [8 w], ``first.prelu.weight`` [8 w], the same for ``hidden.N`` and for
@@ -27,6 +30,7 @@ from torch.nn import functional as F
 from pycodec.context.layers import TrimmedConv2d
 from pycodec.context.schedule import Layer, Residual
 from pycodec.errors import InputError
+from pycodec.ops.trimmed_conv2d import expand_mask
 
 PLANES = 8
 ORDERS = ("plane", "slope")
@@ -40,6 +44,7 @@ class LosslessConfig:
         order: ``plane`` or ``slope``.
         width: channels of a plane in hidden layers.
         first, hidden, blocks, head: kernel sizes; of each hidden layer, and of each block.
+        side: how many earlier channels of a colour picture are seen.
     """
 
     order: str = "slope"
@@ -48,6 +53,7 @@ class LosslessConfig:
     hidden: tuple[int, ...] = (5,)
     blocks: tuple[int, ...] = (5, 5, 5, 5)
     head: int = 3
+    side: int = 0
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -66,6 +72,16 @@ SIZES = {
 """The published shape, and a small one."""
 
 
+class SideLayer(nn.Module):
+    """Convolution over earlier channels, known in full, and PReLU."""
+
+    def __init__(self, config: LosslessConfig) -> None:
+        super().__init__()
+        channels = PLANES * config.width
+        self.conv = nn.Conv2d(PLANES * config.side, channels, config.first, padding="same")
+        self.prelu = nn.PReLU(channels)
+
+
 class TrimmedLayer(nn.Module):
     """Trimmed convolution and PReLU with a slope a channel."""
 
@@ -81,6 +97,23 @@ class TrimmedLayer(nn.Module):
         return self.prelu(self.conv(x))
 
 
+@dataclass(frozen=True)
+class Step:
+    """One convolution of a network: what is read, and what is added to its activation.
+
+    Attributes:
+        conv: a :class:`TrimmedConv2d`, or a plain convolution of side information.
+        prelu: follows it, or None.
+        input, residual: numbers of tensors: 0 the bits, then side information if the network has
+            some, then the results of earlier steps.
+    """
+
+    conv: nn.Conv2d
+    prelu: nn.PReLU | None
+    input: int
+    residual: int | None = None
+
+
 class LosslessNetwork(nn.Module):
     """The float network, for training and as the source of the integer one."""
 
@@ -88,6 +121,7 @@ class LosslessNetwork(nn.Module):
         super().__init__()
         self.config = config
         channels = PLANES * config.width
+        self.side = SideLayer(config) if config.side else None
         self.first = TrimmedLayer(config, "A", PLANES, config.first)
         self.hidden = nn.ModuleList(TrimmedLayer(config, "B", channels, k) for k in config.hidden)
         self.blocks = nn.ModuleList(
@@ -98,15 +132,43 @@ class LosslessNetwork(nn.Module):
             channels, 2 * PLANES, config.head, order=config.order, kind="B", groups_in=PLANES
         )
 
-    def forward(self, bits: Tensor) -> Tensor:
-        """Log odds of a 1, [N, 8, H, W], of bits (0 or 1) [N, 8, H, W]."""
-        x = self.first(bits)
+    def steps(self) -> list[Step]:
+        """All convolutions in turn; the last one is the head."""
+        steps = []
+        tensors = 1  # the bits
+        side = None
+        if self.side is not None:
+            steps.append(Step(self.side.conv, self.side.prelu, 1))
+            side = tensors + 1
+            tensors += 2
+        steps.append(Step(self.first.conv, self.first.prelu, 0, side))
         for layer in self.hidden:
-            x = layer(x)
-        for block in self.blocks:
-            x = x + block(x)
-        logits = self.head(x)
-        return logits[:, 1::2] - logits[:, ::2]
+            steps.append(Step(layer.conv, layer.prelu, tensors))
+            tensors += 1
+        for first, second in self.blocks:
+            steps.append(Step(first.conv, first.prelu, tensors))
+            steps.append(Step(second.conv, second.prelu, tensors + 1, tensors))
+            tensors += 2
+        steps.append(Step(self.head, None, tensors))
+        return steps
+
+    def forward(self, bits: Tensor, side: Tensor | None = None) -> Tensor:
+        """Log odds of a 1, [N, 8, H, W].
+
+        Args:
+            bits: 0 or 1, [N, 8, H, W].
+            side: bits of the ``config.side`` earlier channels of a colour picture,
+                [N, 8 * side, H, W]; channel ``plane * side + i`` is a plane of picture i.
+        """
+        if (side is None) != (self.side is None):
+            raise InputError("this network has no side input" if side is not None else "no side")
+        tensors = [bits] if side is None else [bits, side]
+        for step in self.steps():
+            x = step.conv(tensors[step.input])
+            if step.prelu is not None:
+                x = step.prelu(x)
+            tensors.append(x if step.residual is None else x + tensors[step.residual])
+        return tensors[-1][:, 1::2] - tensors[-1][:, ::2]
 
     def masks(self) -> list[Layer | Residual]:
         """What ``find_schedule`` and ``check_causality`` take."""
@@ -119,14 +181,8 @@ class LosslessNetwork(nn.Module):
 
     def multiplications(self) -> tuple[int, int]:
         """Products a pixel: of the trimmed kernels, and of the whole ones."""
-        trimmed = whole = 0
-        for module in self.modules():
-            if isinstance(module, TrimmedConv2d):
-                seen = int(module.group_mask.sum())
-                per_pair = module.weight.shape[0] * module.weight.shape[1] // PLANES**2
-                trimmed += seen * per_pair
-                whole += module.weight.numel()
-        return trimmed, whole
+        convs = [step.conv for step in self.steps()]
+        return sum(int(seen_weights(c).sum()) for c in convs), sum(c.weight.numel() for c in convs)
 
     @torch.no_grad()
     def start_from_differences(self) -> None:
@@ -141,16 +197,62 @@ class LosslessNetwork(nn.Module):
             mask = conv.group_mask[plane].float()
             for i in range(0, width, 2):
                 taps = torch.randn(mask.shape[1:]) / mask.shape[-1]
-                weight = torch.stack(
-                    [taps * 2.0 ** min(plane - c, 6) for c in range(PLANES)]
-                ) * mask
+                weight = (
+                    torch.stack([taps * 2.0 ** min(plane - c, 6) for c in range(PLANES)]) * mask
+                )
                 centre = tuple(s // 2 for s in mask.shape[1:])
                 for c in range(plane):  # differences: each plane's taps sum to zero
                     weight[c][centre] -= weight[c].sum()
                 conv.weight[plane * width + i] = weight * 0.25
 
 
-def to_bits(picture: Tensor) -> Tensor:
+@torch.no_grad()
+def grow(network: LosslessNetwork, source: LosslessNetwork) -> None:
+    """Make ``network`` compute what the smaller ``source`` does.
+
+    Kernels are set in the middle of larger ones, and blocks that ``source`` lacks add nothing until
+    they are trained. Both may have any order: what a mask cuts is lost.
+
+    Raises:
+        InputError: ``source`` is no part of ``network``.
+    """
+    small, large = source.config, network.config
+    if (small.width, small.side, len(small.hidden)) != (
+        large.width,
+        large.side,
+        len(large.hidden),
+    ) or len(small.blocks) > len(large.blocks):
+        raise InputError("a network grows from one of its width, side input and hidden layers")
+    tensors = dict(source.state_dict())
+    for name, target in network.state_dict().items():
+        value = tensors.get(name)
+        if value is None:
+            if name.endswith(".1.conv.weight") or name.endswith(".1.conv.bias"):
+                target.zero_()
+            continue
+        if value.dim() == 4:
+            top, left = (
+                (b - a) // 2 for a, b in zip(value.shape[2:], target.shape[2:], strict=True)
+            )
+            if top < 0 or left < 0:
+                raise InputError(f"{name} has a larger kernel in the smaller network")
+            value = torch.nn.functional.pad(value, (left, left, top, top))
+        target.copy_(value)
+
+
+def group_mask(conv: nn.Conv2d) -> Tensor:
+    """What each plane sees of each other: bool [8, 8, k, k]."""
+    if isinstance(conv, TrimmedConv2d):
+        return conv.group_mask
+    return torch.ones(PLANES, PLANES, *conv.weight.shape[2:], dtype=torch.bool)
+
+
+def seen_weights(conv: nn.Conv2d) -> Tensor:
+    """Which weights take part: bool [Cout, Cin, k, k]."""
+    return expand_mask(group_mask(conv), conv.weight)
+
+
+def bit_planes(picture: Tensor) -> Tensor:
     """Planes of uint8 [N, H, W], most significant first: uint8 [N, 8, H, W] of 0 and 1."""
     shifts = torch.arange(PLANES - 1, -1, -1, device=picture.device, dtype=torch.uint8)
     return (picture[:, None] >> shifts[:, None, None]) & 1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import numbers
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +23,11 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
+from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.blocks import set_branch_dtype
+from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.photo_network import PhotoConfig
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 
@@ -39,10 +39,8 @@ SYNTHESIS_HALO = 6
 
 MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 12
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
-MAX_THREADS = 1024
-"""Far beyond these OpenMP, asked for stacks that it cannot have, ends the process."""
 
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
+KIND = "photo"
 
 
 @dataclass
@@ -158,8 +156,8 @@ class PhotoCodec:
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
             )
         coded = CodedPicture([], round(quality * 100), tile_log2)
-        with _threads(threads) as count, torch.inference_mode():
-            for tile in _tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
+        with thread_count(threads) as count, torch.inference_mode():
+            for tile in cut_tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
                 result = self._compress_tile(pixels, tile, coded, count)
                 if code_length:
                     bits = self.entropy_model.tables.cost_bits(result.symbols, result.indexes)
@@ -170,20 +168,20 @@ class PhotoCodec:
         return coded
 
     def _compress_tile(
-        self, pixels: np.ndarray, tile: _Tile, coded: CodedPicture, threads: int
+        self, pixels: np.ndarray, tile: Tile, coded: CodedPicture, threads: int
     ) -> CodedLatents:
         """Encode a tile and add its stream, symbol count and times to ``coded``."""
         began = time.perf_counter()
         latents, hyperlatents = self._analyse(pixels, tile, coded.quality_code)
-        _add(coded.seconds, "analysis", time.perf_counter() - began)
+        add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
         result = self.entropy_model.encode(latents, hyperlatents, coded.quality_code, threads)
         for stage, seconds in result.seconds.items():
-            _add(coded.seconds, stage, seconds)
+            add_seconds(coded.seconds, stage, seconds)
         coded.streams.append(result.stream)
         coded.num_symbols += len(result.symbols)
         return result
 
-    def _analyse(self, pixels: np.ndarray, tile: _Tile, quality_code: int) -> tuple[Tensor, Tensor]:
+    def _analyse(self, pixels: np.ndarray, tile: Tile, quality_code: int) -> tuple[Tensor, Tensor]:
         """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
         top, left = max(0, tile.top - ANALYSIS_HALO), max(0, tile.left - ANALYSIS_HALO)
         window = pixels[top : tile.bottom + ANALYSIS_HALO, left : tile.right + ANALYSIS_HALO]
@@ -194,7 +192,8 @@ class PhotoCodec:
         quality = torch.tensor([quality_code / 100], device=self.device)
         y = self.analysis(x, quality)
         row, column = (tile.top - top) // LATENT_STRIDE, (tile.left - left) // LATENT_STRIDE
-        y = y[:, :, row : row + tile.latent_height, column : column + tile.latent_width]
+        height, width = latents_along(tile.height), latents_along(tile.width)
+        y = y[:, :, row : row + height, column : column + width]
         z = self.hyper_analysis(_pad_to_multiple(y, HYPER_STRIDE), quality)
         latents = to_fixed_point(y[0].permute(1, 2, 0)).cpu()
         return latents, torch.round(z[0].permute(1, 2, 0).float()).int().cpu()
@@ -224,13 +223,13 @@ class PhotoCodec:
         """
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
-        tiles = list(_tiles(height, width, 1 << tile_log2))
+        tiles = list(cut_tiles(height, width, 1 << tile_log2))
         if len(streams) != len(tiles):
             raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
         seconds = {} if seconds is None else seconds
         columns = -(-width // (1 << tile_log2))
         rows = len(tiles) // columns
-        with _threads(threads) as count, torch.inference_mode():
+        with thread_count(threads) as count, torch.inference_mode():
 
             def decode_row(row: int) -> Tensor:
                 part = slice(row * columns, (row + 1) * columns)
@@ -245,13 +244,13 @@ class PhotoCodec:
                 began = time.perf_counter()
                 for tile in tiles[row * columns : (row + 1) * columns]:
                     self._synthesize((above, band, following), tile, quality_code, pixels)
-                _add(seconds, "synthesis", time.perf_counter() - began)
+                add_seconds(seconds, "synthesis", time.perf_counter() - began)
                 above, band = band[-SYNTHESIS_HALO:].clone(), following
         return pixels
 
     def _decode_band(
         self,
-        band: list[_Tile],
+        band: list[Tile],
         streams: list[bytes],
         quality_code: int,
         threads: int,
@@ -260,23 +259,22 @@ class PhotoCodec:
         """Latents of one row of tiles, int32 [h, w, M]."""
         latents: Tensor | None = None
         for tile, stream in zip(band, streams, strict=True):
-            part = self.entropy_model.decode(
-                stream, tile.latent_height, tile.latent_width, quality_code, threads, seconds
-            )
+            height, width = latents_along(tile.height), latents_along(tile.width)
+            part = self.entropy_model.decode(stream, height, width, quality_code, threads, seconds)
             if len(band) == 1:
                 return part
             if latents is None:  # not before a stream has made sense
-                width = sum(tile.latent_width for tile in band)
+                width = sum(latents_along(tile.width) for tile in band)
                 latents = part.new_empty((part.shape[0], width, part.shape[2]))
             left = tile.left // LATENT_STRIDE
-            latents[:, left : left + tile.latent_width] = part
+            latents[:, left : left + latents_along(tile.width)] = part
         assert latents is not None
         return latents
 
     def _synthesize(
         self,
         bands: tuple[Tensor, Tensor, Tensor],
-        tile: _Tile,
+        tile: Tile,
         quality_code: int,
         pixels: np.ndarray,
     ) -> None:
@@ -289,38 +287,20 @@ class PhotoCodec:
         below = below[:SYNTHESIS_HALO]
         start = tile.left // LATENT_STRIDE
         left = max(0, start - SYNTHESIS_HALO)
-        right = start + tile.latent_width + SYNTHESIS_HALO
+        right = start + latents_along(tile.width) + SYNTHESIS_HALO
         window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
         y = (window.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
         quality = torch.tensor([quality_code / 100], device=self.device)
         x = self.synthesis(y, quality)
         row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
-        height, width = tile.bottom - tile.top, tile.right - tile.left
-        x = x[0, :, row : row + height, column : column + width]
+        x = x[0, :, row : row + tile.height, column : column + tile.width]
         x = (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
-        pixels[tile.top : tile.bottom, tile.left : tile.right] = x.permute(1, 2, 0).cpu().numpy()
+        pixels[tile.slices] = x.permute(1, 2, 0).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class _Tile:
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def latent_height(self) -> int:
-        return -(-(self.bottom - self.top) // LATENT_STRIDE)
-
-    @property
-    def latent_width(self) -> int:
-        return -(-(self.right - self.left) // LATENT_STRIDE)
-
-
-def _tiles(height: int, width: int, side: int) -> Iterator[_Tile]:
-    for top in range(0, height, side):
-        for left in range(0, width, side):
-            yield _Tile(top, left, min(top + side, height), min(left + side, width))
+def latents_along(pixels: int) -> int:
+    """Latents for so many pixels in a row or column."""
+    return -(-pixels // LATENT_STRIDE)
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -333,10 +313,6 @@ def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _add(seconds: dict[str, float], stage: str, amount: float) -> None:
-    seconds[stage] = seconds.get(stage, 0.0) + amount
 
 
 def _branch_dtype(device: torch.device) -> torch.dtype:
@@ -356,31 +332,10 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-@contextlib.contextmanager
-def _threads(threads: int | None) -> Iterator[int]:
-    """Run torch with ``threads`` threads, then restore its setting."""
-    before = torch.get_num_threads()
-    if threads is None:
-        yield before
-        return
-    if not isinstance(threads, numbers.Integral) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
-    torch.set_num_threads(threads)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(before)
-
-
 def save_photo_model(folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig) -> None:
     """Write a model folder: ``model.safetensors`` and ``model.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {k: v.contiguous() for k, v in tensors.items()}
-    weights = safetensors.torch.save(contiguous)
-    (folder / WEIGHTS_FILE).write_bytes(weights)
-    digest = hashlib.sha256(weights).hexdigest()
-    description = {"kind": "photo", "sha256": digest, "config": dataclasses.asdict(config)}
-    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    weights = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+    write_model_folder(folder, KIND, weights, dataclasses.asdict(config))
 
 
 def load_photo_model(
@@ -392,18 +347,7 @@ def load_photo_model(
         InputError: the folder holds no model, or its weights are not those that were saved.
         UnsupportedError: it holds a model of another kind.
     """
-    try:
-        description = json.loads((folder / CONFIG_FILE).read_text())
-        weights = (folder / WEIGHTS_FILE).read_bytes()
-    except (OSError, ValueError) as error:  # no file, no UTF-8, no JSON
-        raise InputError(f"{folder} is not a model folder: {error}") from error
-    if not isinstance(description, dict):
-        raise InputError(f"{folder} is not a model folder: {CONFIG_FILE} describes no model")
-    if description.get("kind") != "photo":
-        raise UnsupportedError(f"{folder} holds a model of kind {description.get('kind')!r}")
-    digest = hashlib.sha256(weights)
-    if digest.hexdigest() != description.get("sha256"):
-        raise InputError(f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
+    description, weights = read_model_folder(folder, KIND)
     try:
         tensors = safetensors.torch.load(weights)
         config = PhotoConfig(
@@ -411,6 +355,7 @@ def load_photo_model(
         )
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
+    fingerprint = hashlib.sha256(weights).digest()[:8]
     return PhotoCodec(
-        tensors, config, digest.digest()[:8], name=folder.name, device=device, backend=backend
+        tensors, config, fingerprint, name=folder.name, device=device, backend=backend
     )

@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 from pycodec.errors import InputError, UnsupportedError
-from pycodec.models.photo import CONFIG_FILE, PhotoCodec, load_photo_model
+from pycodec.models import lossless, photo
+from pycodec.models.model_folder import CONFIG_FILE, read_description
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "photo"
+DEFAULT_LOSSLESS_MODEL = "tcae-fast"
+
+Codec = photo.PhotoCodec | lossless.LosslessCodec
 
 
 def model_names() -> list[str]:
@@ -19,11 +23,13 @@ def model_names() -> list[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, device: str | None) -> PhotoCodec:
-    return load_photo_model(folder, device=device)
+def _load(folder: Path, device: str | None) -> Codec:
+    if read_description(folder).get("kind") == lossless.KIND:
+        return lossless.load_lossless_model(folder)  # on the CPU whatever the device
+    return photo.load_photo_model(folder, device=device)
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None) -> PhotoCodec:
+def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None) -> Codec:
     """Load a model; loaded models are kept and shared.
 
     Args:
@@ -45,7 +51,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = No
         raise InputError(f"cannot use device {device!r}: {error}") from error
 
 
-def find_model(fingerprint: bytes, device: str | None = None) -> PhotoCodec:
+def find_model(fingerprint: bytes, device: str | None = None) -> Codec:
     """The model of the package whose weights have this fingerprint.
 
     Raises:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pycodec.errors import CodecError
-from pycodec.models.photo import WEIGHTS_FILE
+from pycodec.models.model_folder import WEIGHTS_FILE
 from pycodec.models.photo_network import (
     LAMBDA_MAX,
     LAMBDA_MIN,

@@ -1,0 +1,319 @@
+"""The lossless codec: bit planes under a trimmed context network, decoded in waves.
+
+A gray picture is coded as its 8 bit planes. Of a colour picture green comes first, then
+red - green and blue - green, modulo 256: each is a picture of 8 planes too, coded by a second
+network which sees those before it in full. All arithmetic between file and pixels is on integers
+(``docs/determinism.md``), so the pixels are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pycodec.coding import rans
+from pycodec.coding.container import join_streams, split_streams
+from pycodec.coding.tables import TableSet
+from pycodec.context.wave_network import IntegerLayer, WaveNetwork
+from pycodec.errors import CorruptStreamError, InputError
+from pycodec.models.model_folder import read_model_folder, write_model_folder
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
+
+KIND = "lossless"
+PLANES = 8
+SIDES = 2
+"""Pictures that the network of red and blue sees: green, and red - green (or nothing yet)."""
+MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 10
+"""The largest tile bounds what a decoder must hold at once, whatever a file says."""
+QUALITY_CODE = 10000
+_MIDDLE = 128
+_ARRAYS = ("weight", "mask", "bias", "multiplier", "negative_multiplier")
+_NUMBERS = ("input", "shift", "residual", "residual_multiplier", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class Component:
+    """An integer network with the steps of its order of coding, see :class:`WaveNetwork`."""
+
+    layers: list[IntegerLayer]
+    steps: tuple[int, int, int]
+
+
+@dataclass
+class CodedPicture:
+    """What :meth:`LosslessCodec.compress` returns.
+
+    Attributes:
+        streams: one a tile, in raster order.
+        tile_log2: log2 of the tiles' side in pixels.
+        quality_code: as the file stores it.
+        num_symbols: bits coded.
+        code_length_bits: what an ideal coder would need for them; None unless asked for.
+        seconds: time by stage: ``context``, ``rans``.
+    """
+
+    streams: list[bytes]
+    tile_log2: int
+    quality_code: int
+    num_symbols: int
+    code_length_bits: float | None
+    seconds: dict[str, float]
+
+
+class LosslessCodec:
+    """A codec that returns every pixel as it was.
+
+    Args:
+        gray: network of gray pictures, and of green.
+        chroma: network of red and blue, with ``SIDES`` earlier pictures; None: gray pictures only.
+        tables: of a bit; the networks' outputs are indexes into them.
+        fingerprint: 8 bytes that name these weights in files.
+        name: of the model.
+        backend: of the networks, see :class:`WaveNetwork`.
+
+    Raises:
+        InputError: a network does not fit.
+    """
+
+    def __init__(
+        self,
+        gray: Component,
+        chroma: Component | None,
+        tables: TableSet,
+        fingerprint: bytes,
+        *,
+        name: str = KIND,
+        backend: str = "native",
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.tables = tables
+        self.gray = WaveNetwork(gray.layers, gray.steps, backend=backend)
+        self.chroma = None
+        if chroma is not None:
+            self.chroma = WaveNetwork(
+                chroma.layers, chroma.steps, side_widths=(SIDES,), backend=backend
+            )
+        for network in (self.gray, self.chroma):
+            if network is not None and network.groups != PLANES:
+                raise InputError(f"a lossless model needs networks of {PLANES} groups")
+
+    def compress(
+        self,
+        pixels: np.ndarray,
+        *,
+        tile_log2: int = DEFAULT_TILE_LOG2,
+        threads: int | None = None,
+        code_length: bool = False,
+    ) -> CodedPicture:
+        """Encode a picture.
+
+        Args:
+            pixels: uint8 [H, W] or [H, W, 3].
+            tile_log2: tiles have a side of 2**tile_log2 pixels, 64 to 1024, and are coded alone.
+            threads: None for all.
+            code_length: sum up ``CodedPicture.code_length_bits``.
+
+        Raises:
+            InputError: an argument is out of its range, or the model knows no colour.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size:
+            raise InputError(
+                f"expected uint8 [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
+            )
+        if pixels.ndim == 3 and pixels.shape[2] != 3:
+            raise InputError(f"expected 3 channels, got {pixels.shape[2]}")
+        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
+            raise InputError(
+                f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
+            )
+        self._require_colour(pixels.ndim == 3)
+        coded = CodedPicture([], tile_log2, QUALITY_CODE, 0, 0.0 if code_length else None, {})
+        with thread_count(threads) as count:
+            for tile in cut_tiles(*pixels.shape[:2], 1 << tile_log2):
+                planes = to_components(pixels[tile.slices])
+                streams = [
+                    self._encode(network, planes[i], side, count, coded)
+                    for i, (network, side) in enumerate(self._networks(planes, len(planes)))
+                ]
+                coded.streams.append(join_streams(streams))
+        return coded
+
+    def _encode(
+        self,
+        network: WaveNetwork,
+        component: np.ndarray,
+        side: list[np.ndarray],
+        threads: int,
+        coded: CodedPicture,
+    ) -> bytes:
+        began = time.perf_counter()
+        bits = to_bits(component)
+        symbols, indexes = network.order(bits.astype(np.int32), threads=threads, **({"side": side} if side else {}))
+        add_seconds(coded.seconds, "context", time.perf_counter() - began)
+        began = time.perf_counter()
+        stream = rans.encode(symbols, indexes, self.tables)
+        add_seconds(coded.seconds, "rans", time.perf_counter() - began)
+        coded.num_symbols += symbols.size
+        if coded.code_length_bits is not None:
+            coded.code_length_bits += self.tables.cost_bits(symbols, indexes)
+        return stream
+
+    def decompress(
+        self,
+        streams: list[bytes],
+        width: int,
+        height: int,
+        *,
+        gray: bool,
+        tile_log2: int = DEFAULT_TILE_LOG2,
+        threads: int | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Decode a picture: uint8 [height, width], or [height, width, 3] unless ``gray``.
+
+        Args:
+            streams: one a tile, in raster order.
+            width, height: in pixels.
+            gray: one component instead of three.
+            tile_log2, threads: as in :meth:`compress`.
+            seconds: the time is added to its item ``waves``.
+
+        Raises:
+            CorruptStreamError: the number of streams is wrong or a stream is damaged.
+        """
+        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
+            raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
+        tiles = list(cut_tiles(height, width, 1 << tile_log2))
+        if len(streams) != len(tiles):
+            raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
+        self._require_colour(not gray)
+        seconds = {} if seconds is None else seconds
+        pixels = None
+        began = time.perf_counter()
+        with thread_count(threads) as count:
+            for tile, stream in zip(tiles, streams, strict=True):
+                part = self._decode_tile(tile, stream, 1 if gray else 3, count)
+                if pixels is None:  # not before a stream has made sense
+                    pixels = np.empty((height, width, *part.shape[2:]), np.uint8)
+                pixels[tile.slices] = part
+        add_seconds(seconds, "waves", time.perf_counter() - began)
+        return pixels
+
+    def _decode_tile(self, tile: Tile, stream: bytes, count: int, threads: int) -> np.ndarray:
+        planes: list[np.ndarray] = []
+        parts = split_streams(memoryview(stream), count)
+        for part, (network, side) in zip(parts, self._networks(planes, count), strict=True):
+            bits = network.decode(
+                part, self.tables, tile.height, tile.width, threads=threads, **({"side": side} if side else {})
+            )
+            planes.append(from_bits(bits))
+        return from_components(planes)
+
+    def _networks(self, planes: list[np.ndarray], count: int):
+        """For each component its network and side input; ``planes`` may grow meanwhile."""
+        yield self.gray, []
+        for i in range(1, count):
+            side = np.zeros((PLANES, SIDES, *planes[0].shape), np.int8)
+            for j in range(i):
+                side[:, j] = to_bits(planes[j])
+            yield self.chroma, [side.reshape(-1, *planes[0].shape)]
+
+    def _require_colour(self, needed: bool) -> None:
+        if needed and self.chroma is None:
+            raise InputError(f"the model {self.name} codes gray pictures only")
+
+
+def to_bits(component: np.ndarray) -> np.ndarray:
+    """Planes of uint8 [H, W], most significant first: uint8 [8, H, W] of 0 and 1."""
+    shifts = np.arange(PLANES - 1, -1, -1, dtype=np.uint8)
+    return (component >> shifts[:, None, None]) & 1
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`to_bits`, of any integers."""
+    return np.packbits(bits.astype(np.uint8), axis=0)[0]
+
+
+def to_components(pixels: np.ndarray) -> list[np.ndarray]:
+    """Gray, or green, red - green, blue - green (modulo 256, 128 stands for 0): uint8 [H, W]."""
+    if pixels.ndim == 2:
+        return [pixels]
+    red, green, blue = (pixels[..., i] for i in range(3))
+    return [green, red - green + np.uint8(_MIDDLE), blue - green + np.uint8(_MIDDLE)]
+
+
+def from_components(components: list[np.ndarray]) -> np.ndarray:
+    """Inverse of :func:`to_components`."""
+    if len(components) == 1:
+        return components[0]
+    green, red, blue = components
+    middle = np.uint8(_MIDDLE)
+    return np.stack([red + green - middle, green, blue + green - middle], axis=2)
+
+
+def save_lossless_model(
+    folder: Path, gray: Component, chroma: Component | None, tables: TableSet, config: dict
+) -> None:
+    """Write a model folder.
+
+    Args:
+        config: what the networks were made from, for readers; decoding needs the weights only.
+    """
+    arrays = {f"tables.{name}": array for name, array in tables.to_arrays().items()}
+    for name, component in (("gray", gray), ("chroma", chroma)):
+        if component is None:
+            continue
+        arrays[f"{name}.steps"] = np.array(component.steps, np.int32)
+        for i, layer in enumerate(component.layers):
+            for item in _ARRAYS:
+                array = np.asarray(getattr(layer, item))
+                arrays[f"{name}.{i}.{item}"] = array.astype(np.uint8) if item == "mask" else array
+            numbers = [getattr(layer, item) for item in _NUMBERS]
+            arrays[f"{name}.{i}.numbers"] = np.array(
+                [-1 if number is None else number for number in numbers], np.int32
+            )
+    weights = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    write_model_folder(folder, KIND, weights, config)
+
+
+def load_lossless_model(folder: Path, *, backend: str = "native") -> LosslessCodec:
+    """Load a model folder.
+
+    Raises:
+        InputError: the folder holds no model, or its weights are not those that were saved.
+        UnsupportedError: it holds a model of another kind.
+    """
+    _, weights = read_model_folder(folder, KIND)
+    try:
+        arrays = safetensors.numpy.load(weights)
+        tables = TableSet.from_arrays(
+            {k.removeprefix("tables."): v for k, v in arrays.items() if k.startswith("tables.")}
+        )
+        gray = _component(arrays, "gray")
+        chroma = _component(arrays, "chroma") if "chroma.steps" in arrays else None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} holds no valid model: {error}") from error
+    fingerprint = hashlib.sha256(weights).digest()[:8]
+    return LosslessCodec(gray, chroma, tables, fingerprint, name=folder.name, backend=backend)
+
+
+def _component(arrays: Mapping[str, np.ndarray], name: str) -> Component:
+    layers = []
+    while f"{name}.{len(layers)}.weight" in arrays:
+        prefix = f"{name}.{len(layers)}."
+        numbers = dict(zip(_NUMBERS, map(int, arrays[prefix + "numbers"]), strict=True))
+        if numbers["residual"] < 0:
+            numbers["residual"] = None
+        items = {item: arrays[prefix + item] for item in _ARRAYS}
+        items["mask"] = items["mask"].astype(bool)
+        layers.append(IntegerLayer(**items, **numbers))
+    steps = tuple(map(int, arrays[f"{name}.steps"]))
+    return Component(layers, steps)

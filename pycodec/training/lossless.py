@@ -1,0 +1,280 @@
+"""Training of the lossless codec's networks: ``pycodec train DIR --lossless SIZE``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycodec.context.causality import check_causality
+from pycodec.context.schedule import find_schedule
+from pycodec.errors import InputError
+from pycodec.models.lossless import (
+    PLANES,
+    SIDES,
+    Component,
+    save_lossless_model,
+    to_components,
+)
+from pycodec.models.lossless_network import (
+    SIZES,
+    LosslessConfig,
+    LosslessNetwork,
+    bits_per_pixel,
+    grow,
+    bit_planes,
+)
+from pycodec.quantization.context import QuantizedNetwork, bit_tables, export_network
+from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
+
+CHECKPOINT = "checkpoint.pt"
+VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
+_SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class LosslessOptions:
+    """Of a :class:`LosslessTrainer`.
+
+    Attributes:
+        size: of ``SIZES``.
+        order: ``plane`` or ``slope``.
+        chroma: train the network of red and blue instead of that of gray.
+        steps: optimizer steps.
+        quantize: last steps, in which integer arithmetic is simulated.
+        batch: crops a step, a multiple of 4.
+        crop: their side in pixels.
+        learning_rate: of Adam, at its highest.
+        warmup: first steps, over which the rate rises.
+        seed: of all random choices.
+        save_minutes: time between checkpoints.
+        validate_every: steps.
+    """
+
+    size: str = "tcae-fast"
+    order: str = "slope"
+    chroma: bool = False
+    steps: int = 10000
+    quantize: int = 1500
+    batch: int = 16
+    crop: int = 64
+    learning_rate: float = 3e-3
+    warmup: int = 200
+    seed: int = 1
+    save_minutes: float = 3.0
+    validate_every: int = 250
+
+
+class LosslessTrainer:
+    """Trains one network, float32 parameters under bfloat16 autocast, Adam, averaged weights.
+
+    Args:
+        folder: of pictures; one in 25 is for validation.
+        out: run folder; a checkpoint in it is resumed.
+        options: see :class:`LosslessOptions`.
+        start: checkpoint to begin from: of the same network, or of a smaller one.
+        report: gets a line at each validation.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        options: LosslessOptions,
+        *,
+        start: Path | None = None,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        if options.batch % 4 or options.batch < 4:
+            raise InputError(f"the batch must be a multiple of 4, not {options.batch}")
+        if options.size not in SIZES:
+            raise InputError(f"size must be one of {', '.join(SIZES)}, not {options.size!r}")
+        torch.manual_seed(options.seed)
+        self.options, self.out, self.report = options, out, report
+        self.pictures, held = split_pictures(list_pictures(folder), 25)
+        self.config = replace(
+            SIZES[options.size], order=options.order, side=SIDES if options.chroma else 0
+        )
+        self.network = LosslessNetwork(self.config)
+        self.network.start_from_differences()
+        self.quantized = QuantizedNetwork(self.network)
+        self.step = 0
+        out.mkdir(parents=True, exist_ok=True)
+        if start is not None:
+            grow(self.network, load_network(start))
+        self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
+        groups = [
+            {"params": list(self.network.parameters()), "scale": 1.0},
+            {"params": list(self.quantized.activations.parameters()), "scale": 1.0},
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        if (out / CHECKPOINT).exists():
+            self._load(out / CHECKPOINT)
+        sampler = CropSampler(held or self.pictures, VALIDATION_CROP, seed=5)
+        self.validation = [self._examples(sampler.batch(4)) for _ in range(VALIDATION_BATCHES)]
+
+    def run(self) -> None:
+        """Train to the end; Ctrl-C leaves a checkpoint behind."""
+        o = self.options
+        # Four crops of a larger one: reading and scaling pictures costs as much as the training.
+        crops = Prefetcher(
+            CropSampler(self.pictures, 2 * o.crop, seed=o.seed + self.step), o.batch // 4
+        )
+        saved = began = time.monotonic()
+        mean = None
+        try:
+            while self.step < o.steps:
+                if not self.quantized.enabled and self.step >= o.steps - o.quantize:
+                    self.quantized.calibrate(*self._examples(next(crops)))
+                    self._restart_average()
+                loss = self._optimize(next(crops))
+                mean = loss if mean is None else mean + 0.02 * (loss - mean)
+                if self.step % o.validate_every == 0 or self.step == o.steps:
+                    self.report(
+                        f"step {self.step}: training {mean:.4f}, validation {self.validate():.4f} "
+                        f"bpp, {time.monotonic() - began:.0f} s"
+                    )
+                if time.monotonic() - saved > 60 * o.save_minutes:
+                    self._save()
+                    saved = time.monotonic()
+        finally:
+            crops.close()
+            self._save()
+
+    def _optimize(self, crops: Tensor) -> float:
+        o = self.options
+        rate = min(1.0, (self.step + 1) / max(1, o.warmup))
+        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / o.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = o.learning_rate * rate
+        half = o.crop
+        quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+        bits, side = self._examples(torch.cat(quarters))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = self.quantized(bits, side)
+        loss = bits_per_pixel(logits, bits)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.quantized.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(0.998, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.quantized.state_dict().items():
+                self.average[name].lerp_(value, 1 - keep)
+        return loss.item()
+
+    def _restart_average(self) -> None:
+        """The averaged weights go on being trained, now with their scales."""
+        for name, value in self.quantized.state_dict().items():
+            self.average[name].copy_(value)
+
+    def _examples(self, rgb: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Bits and side input of uint8 [N, 3, H, W]."""
+        if not self.options.chroma:
+            return bit_planes(to_gray(rgb)).float(), None
+        components = to_components(rgb.permute(0, 2, 3, 1).numpy())
+        planes = [bit_planes(torch.from_numpy(c)) for c in components]
+        unknown = torch.zeros_like(planes[0])
+        bits = torch.cat(planes[1:])
+        side = torch.cat(
+            [torch.stack([planes[0], unknown], 2), torch.stack([planes[0], planes[1]], 2)]
+        )
+        return bits.float(), side.flatten(1, 2).float()
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Bits a pixel of the averaged network on crops of the held-out pictures."""
+        now = {k: v.clone() for k, v in self.quantized.state_dict().items()}
+        self.quantized.load_state_dict(self.average)
+        losses = [bits_per_pixel(self.quantized(b, s), b).item() for b, s in self.validation]
+        self.quantized.load_state_dict(now)
+        return sum(losses) / len(losses)
+
+    def _save(self) -> None:
+        state = {
+            "config": self.config.to_dict(),
+            "options": asdict(self.options),
+            "step": self.step,
+            "quantized": self.quantized.enabled,
+            "weights": self.quantized.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self.out / (CHECKPOINT + ".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.out / CHECKPOINT)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        if LosslessConfig(**state["config"]) != self.config:
+            raise InputError(f"{path} is of another network")
+        self.quantized.load_state_dict(state["weights"])
+        self.quantized.set_enabled(state["quantized"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+
+
+def to_gray(rgb: Tensor) -> Tensor:
+    """Y = 0.299 R + 0.587 G + 0.114 B, truncated: uint8 [N, H, W] of uint8 [N, 3, H, W]."""
+    weights = torch.tensor(_LUMA, device=rgb.device)[:, None, None]
+    return (rgb.double() * weights).sum(1).floor().to(torch.uint8)
+
+
+def load_network(checkpoint: Path) -> LosslessNetwork:
+    """The averaged float network of a run."""
+    return load_quantized(checkpoint).network
+
+
+def load_quantized(checkpoint: Path) -> QuantizedNetwork:
+    """The averaged network of a run with its scales.
+
+    Raises:
+        InputError: there is no checkpoint.
+    """
+    path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
+    try:
+        state = torch.load(path, weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))
+    quantized.load_state_dict(state["average"])
+    quantized.set_enabled(state["quantized"])
+    return quantized
+
+
+def to_component(quantized: QuantizedNetwork) -> Component:
+    """Integer layers with the schedule of their masks, proven causal."""
+    network = quantized.network
+    schedule = find_schedule(network.masks(), *_SCHEDULE_SIZE)
+    check_causality(network.masks(), schedule, PLANES, 24, 24)
+    return Component(export_network(quantized), tuple(schedule.weights))
+
+
+def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
+    """Write a model folder from the runs of its networks.
+
+    Raises:
+        InputError: a run has not been quantized yet, or is for the other kind of network.
+    """
+    parts = []
+    config = {}
+    for name, run, side in (("gray", gray, 0), ("chroma", chroma, SIDES)):
+        if run is None:
+            parts.append(None)
+            continue
+        quantized = load_quantized(run)
+        if not quantized.enabled:
+            raise InputError(f"{run}: the network has not been quantized yet")
+        if quantized.network.config.side != side:
+            raise InputError(f"{run}: this is no network of {name} pictures")
+        config[name] = quantized.network.config.to_dict()
+        parts.append(to_component(quantized))
+    save_lossless_model(folder, *parts, bit_tables(), config)

@@ -1,0 +1,79 @@
+"""``pycodec train-lossless``: from a folder of pictures to a network, and to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from pycodec.models.lossless_network import ORDERS, SIZES
+from pycodec.training.lossless import LosslessOptions, LosslessTrainer, export_model
+
+_HELP = {
+    "steps": "optimizer steps of the whole run",
+    "quantize": "last steps, in which integer arithmetic is simulated",
+    "batch": "crops a step, a multiple of 4",
+    "crop": "side of the training crops in pixels",
+    "learning_rate": "of Adam",
+    "warmup": "first steps, over which the learning rate rises",
+    "seed": "of all random choices",
+    "save_minutes": "time between checkpoints",
+    "validate_every": "steps between validations",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("folder", type=Path, help="folder of training pictures, searched deeply")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="run folder: checkpoint (resumed if there), model/"
+    )
+    parser.add_argument("--size", choices=tuple(SIZES), default="tcae-fast")
+    parser.add_argument("--order", choices=ORDERS, default="slope")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--chroma", action="store_true", help="the network of red and blue, not that of gray"
+    )
+    kind.add_argument(
+        "--with-chroma",
+        type=Path,
+        metavar="RUN",
+        help="run folder of a chroma network that model/ gets too",
+    )
+    parser.add_argument(
+        "--start", type=Path, help="run whose weights a fresh run starts from; may be smaller"
+    )
+    parser.add_argument(
+        "--export-only", action="store_true", help="write model/ from the checkpoint as it is"
+    )
+    for option in fields(LosslessOptions):
+        if option.name in _HELP:
+            parser.add_argument(
+                "--" + option.name.replace("_", "-"),
+                type=type(option.default),
+                default=option.default,
+                help=f"{_HELP[option.name]} (default: %(default)s)",
+            )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, resume or export; returns the exit code."""
+    options = LosslessOptions(
+        size=args.size,
+        order=args.order,
+        chroma=args.chroma,
+        **{name: getattr(args, name) for name in _HELP},
+    )
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if not args.export_only:
+        LosslessTrainer(args.folder, args.out, options, start=args.start, report=report).run()
+    if args.chroma:
+        report(f"finished; --with-chroma {args.out} adds this network to a model")
+        return 0
+    export_model(args.out / "model", args.out, args.with_chroma)
+    report(f"wrote {args.out / 'model'}; use it with --lossless --model {args.out / 'model'}")
+    return 0
