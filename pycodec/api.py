@@ -23,6 +23,7 @@ from pycodec.models.zoo import (
     load_model,
 )
 
+CODECS = (PhotoCodec, LosslessCodec)
 Model = str | Path | PhotoCodec | LosslessCodec
 
 __all__ = ["decode", "decode_picture", "encode", "encode_picture", "find_model", "load_model"]
@@ -240,7 +241,7 @@ def _encoding_model(
 ) -> PhotoCodec | LosslessCodec:
     if model is None:
         model = DEFAULT_LOSSLESS_MODEL if lossless else DEFAULT_MODEL
-    codec = load_model(model, device) if isinstance(model, str | Path) else model
+    codec = model if isinstance(model, CODECS) else load_model(model, device)
     if lossless != isinstance(codec, LosslessCodec):
         raise InputError(
             f"the model {codec.name} is not lossless"
@@ -256,7 +257,7 @@ def _decoding_model(
     if model is None:
         codec = find_model(header.fingerprint, device)
     else:
-        codec = load_model(model, device) if isinstance(model, str | Path) else model
+        codec = model if isinstance(model, CODECS) else load_model(model, device)
     if codec.fingerprint != header.fingerprint:
         raise UnsupportedError(
             f"the file was made with model {header.fingerprint.hex()}, not with {codec.name} "

@@ -166,7 +166,8 @@ def test_metadata_are_kept(chelsea):
         {"threads": 0},
         {"threads": 1.5},
         {"threads": 10**9},  # which would end the process, not raise
-        {"lossless": True},
+        {"lossless": True, "model": "photo"},
+        {"model": "tcae-fast"},
     ],
 )
 def test_unusable_arguments(chelsea, options):

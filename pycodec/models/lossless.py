@@ -156,7 +156,9 @@ class LosslessCodec:
     ) -> bytes:
         began = time.perf_counter()
         bits = to_bits(component)
-        symbols, indexes = network.order(bits.astype(np.int32), threads=threads, **({"side": side} if side else {}))
+        symbols, indexes = network.order(
+            bits.astype(np.int32), threads=threads, **({"side": side} if side else {})
+        )
         add_seconds(coded.seconds, "context", time.perf_counter() - began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables)
@@ -212,7 +214,12 @@ class LosslessCodec:
         parts = split_streams(memoryview(stream), count)
         for part, (network, side) in zip(parts, self._networks(planes, count), strict=True):
             bits = network.decode(
-                part, self.tables, tile.height, tile.width, threads=threads, **({"side": side} if side else {})
+                part,
+                self.tables,
+                tile.height,
+                tile.width,
+                threads=threads,
+                **({"side": side} if side else {}),
             )
             planes.append(from_bits(bits))
         return from_components(planes)

@@ -6,6 +6,8 @@ import functools
 import json
 from pathlib import Path
 
+import torch
+
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import lossless, photo
 from pycodec.models.model_folder import CONFIG_FILE, read_description
@@ -25,7 +27,8 @@ def model_names() -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str | None) -> Codec:
     if read_description(folder).get("kind") == lossless.KIND:
-        return lossless.load_lossless_model(folder)  # on the CPU whatever the device
+        torch.device(device or "cpu")  # a wrong name is an error, though the CPU does the work
+        return lossless.load_lossless_model(folder)
     return photo.load_photo_model(folder, device=device)
 
 

@@ -26,9 +26,9 @@ from pycodec.models.lossless_network import (
     SIZES,
     LosslessConfig,
     LosslessNetwork,
+    bit_planes,
     bits_per_pixel,
     grow,
-    bit_planes,
 )
 from pycodec.quantization.context import QuantizedNetwork, bit_tables, export_network
 from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures

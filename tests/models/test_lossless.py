@@ -1,0 +1,307 @@
+"""The lossless codec: every pixel comes back, whoever decodes, and damage is noticed."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+
+import pycodec
+from pycodec import CodecError, api
+from pycodec.coding.container import peek
+from pycodec.errors import InputError, UnsupportedError
+from pycodec.models.lossless import (
+    from_bits,
+    from_components,
+    load_lossless_model,
+    save_lossless_model,
+    to_bits,
+    to_components,
+)
+from pycodec.models.lossless_network import (
+    SIZES,
+    LosslessConfig,
+    LosslessNetwork,
+    bit_planes,
+    bits_per_pixel,
+    grow,
+)
+from pycodec.models.zoo import DEFAULT_LOSSLESS_MODEL, WEIGHTS, load_model
+from pycodec.quantization.context import QuantizedNetwork, bit_tables
+from pycodec.training.lossless import to_component
+
+from ..levels import LEVELS, simd_level
+from ..lossless_networks import quantized_network, random_codec
+
+ORDERS = ("plane", "slope")
+MODELS = sorted(p.name for p in WEIGHTS.glob("tcae*"))
+
+
+@pytest.fixture(scope="module", params=ORDERS)
+def codec(request):
+    return random_codec(0, request.param)
+
+
+def picture(seed: int, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    smooth = rng.integers(0, 256, shape[2:] or None) + np.arange(shape[1])[:, None]
+    base = smooth if len(shape) == 3 else smooth[:, 0]
+    return (base + rng.integers(0, 20, shape)).astype(np.uint8)
+
+
+def round_trip(codec, pixels: np.ndarray, **options) -> np.ndarray:
+    coded = codec.compress(pixels, **options)
+    height, width = pixels.shape[:2]
+    return codec.decompress(
+        coded.streams, width, height, gray=pixels.ndim == 2, tile_log2=coded.tile_log2
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 70), (70, 1), (2, 3), (64, 64), (65, 63), (130, 67)], ids=str
+)
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["gray", "rgb"])
+def test_every_pixel_comes_back(codec, size, channels):
+    pixels = picture(3, *size, *channels)
+    assert np.array_equal(round_trip(codec, pixels, tile_log2=6), pixels)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((9, 9)), np.full((9, 9), 255), None], ids=str)
+def test_extremes(codec, pixels):
+    if pixels is None:
+        pixels = np.indices((16, 16)).sum(0) % 2 * 255
+    pixels = pixels.astype(np.uint8)
+    assert np.array_equal(round_trip(codec, pixels), pixels)
+
+
+def test_every_value_survives_the_colour_transform():
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    pixels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
+    assert np.array_equal(from_components(to_components(pixels)), pixels)
+    everything = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(from_bits(to_bits(everything)), everything)
+    planes = bit_planes(torch.from_numpy(everything)[None])[0].numpy()
+    assert np.array_equal(planes, to_bits(everything))
+    assert np.array_equal(planes[0], everything >= 128), "the most significant plane is first"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 4),
+    order=st.sampled_from(ORDERS),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    colour=st.booleans(),
+    threads=st.integers(1, 3),
+    levels=st.tuples(st.sampled_from(LEVELS), st.sampled_from(LEVELS)),
+)
+def test_the_same_file_and_pixels_on_every_backend(
+    seed, order, height, width, colour, threads, levels
+):
+    """Written at one SIMD level, read at another, both equal to the PyTorch definition."""
+    native, reference = (random_codec(seed, order, name) for name in ("native", "reference"))
+    pixels = picture(seed, height, width, *((3,) if colour else ()))
+    with simd_level(levels[0]):
+        streams = native.compress(pixels, threads=threads).streams
+    assert streams == reference.compress(pixels).streams
+    for codec, level in ((native, levels[1]), (reference, levels[0])):
+        with simd_level(level):
+            decoded = codec.decompress(streams, width, height, gray=not colour, threads=threads)
+        assert np.array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_integers_are_what_was_simulated(order):
+    """The code length of the integer network is that of the float one with rounding."""
+    quantized = quantized_network(3, order)
+    pixels = picture(5, 48, 40)
+    bits = bit_planes(torch.from_numpy(pixels)[None])
+    with torch.inference_mode():
+        simulated = bits_per_pixel(quantized(bits.float()), bits).item()
+    codec = random_codec(3, order)
+    measured = codec.compress(pixels, code_length=True).code_length_bits / pixels.size
+    assert measured == pytest.approx(simulated, rel=2e-3)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("order", ORDERS)
+def test_published_shape_from_a_state_dict(size, order):
+    """Parameters by name, as documented; weights from elsewhere write real files."""
+    shape = SIZES[size]
+    channels = 8 * shape.width
+    rng = np.random.default_rng(2)
+
+    def layer(prefix: str, inputs: int, kernel: int) -> dict[str, torch.Tensor]:
+        weight = rng.normal(
+            0, (inputs * kernel * kernel) ** -0.5, (channels, inputs, kernel, kernel)
+        )
+        return {
+            f"{prefix}.conv.weight": torch.tensor(weight),
+            f"{prefix}.conv.bias": torch.zeros(channels),
+            f"{prefix}.prelu.weight": torch.full((channels,), 0.25),
+        }
+
+    state = layer("first", 8, shape.first)
+    for i, kernel in enumerate(shape.hidden):
+        state |= layer(f"hidden.{i}", channels, kernel)
+    for i, kernel in enumerate(shape.blocks):
+        state |= layer(f"blocks.{i}.0", channels, kernel) | layer(f"blocks.{i}.1", channels, kernel)
+    state["head.weight"] = torch.tensor(rng.normal(0, 0.1, (16, channels, shape.head, shape.head)))
+    state["head.bias"] = torch.zeros(16)
+    network = LosslessNetwork(LosslessConfig(**{**shape.to_dict(), "order": order}))
+    network.load_state_dict(state)  # strict: no name is missing or too many
+
+    quantized = QuantizedNetwork(network)
+    pixels = picture(7, 20, 17)
+    quantized.calibrate(bit_planes(torch.from_numpy(pixels)[None]).float())
+    steps = to_component(quantized).steps
+    assert steps == ((1, 1, 1) if order == "slope" else (9, 3, 1))
+    codec = pycodec.models.lossless.LosslessCodec(
+        to_component(quantized), None, bit_tables(), b"elsewher"
+    )
+    file, _ = api.encode_picture(pycodec.images.Picture(pixels), 100, lossless=True, model=codec)
+    decoded, _ = api.decode_picture(file, model=codec)
+    assert np.array_equal(decoded.pixels, pixels)
+
+
+def test_size_of_the_models():
+    trimmed, whole = LosslessNetwork(SIZES["tcae"]).multiplications()
+    assert whole == 64 * 25 * (8 + 9 * 64) + 16 * 64 * 9
+    assert 0.5 < trimmed / whole < 0.6
+    assert LosslessNetwork(SIZES["tcae-fast"]).multiplications()[1] <= 60_000
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_growing_keeps_the_function(order):
+    torch.manual_seed(0)
+    configs = (LosslessConfig(**{**SIZES[size].to_dict(), "order": order}) for size in SIZES)
+    large, small = map(LosslessNetwork, configs)
+    grow(large, small)
+    bits = torch.randint(0, 2, (1, 8, 12, 11)).float()
+    torch.testing.assert_close(large(bits), small(bits))
+    with pytest.raises(InputError):
+        grow(small, large)
+
+
+def test_model_folder(tmp_path):
+    parts = to_component(quantized_network(1)), to_component(quantized_network(2, side=2))
+    save_lossless_model(tmp_path / "m", *parts, bit_tables(), {})
+    codec = load_lossless_model(tmp_path / "m")
+    pixels = picture(1, 30, 20, 3)
+    data, _ = api.encode_picture(pycodec.images.Picture(pixels), 1, lossless=True, model=codec)
+    assert peek(data).fingerprint == codec.fingerprint
+    decoded, _ = api.decode_picture(data, model=tmp_path / "m")
+    assert np.array_equal(decoded.pixels, pixels)
+    with pytest.raises(UnsupportedError):
+        api.decode_picture(data)
+
+    weights = tmp_path / "m" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match="damaged"):
+        load_lossless_model(tmp_path / "m")
+
+    save_lossless_model(tmp_path / "gray", parts[0], None, bit_tables(), {})
+    gray = load_lossless_model(tmp_path / "gray")
+    assert np.array_equal(round_trip(gray, pixels[..., 0]), pixels[..., 0])
+    with pytest.raises(InputError, match="gray pictures only"):
+        gray.compress(pixels)
+
+
+def test_unusable_arguments(codec):
+    good = picture(0, 8, 8)
+    for wrong in (good.astype(np.int32), good[None, None], good[:0], np.zeros((4, 4, 2), np.uint8)):
+        with pytest.raises(InputError):
+            codec.compress(wrong)
+    with pytest.raises(InputError):
+        codec.compress(good, tile_log2=11)
+    with pytest.raises(InputError):
+        codec.compress(good, threads=0)
+    with pytest.raises(CodecError):
+        codec.decompress([b"", b""], 8, 8, gray=True)
+    with pytest.raises(CodecError):
+        codec.decompress([b""], 8, 8, gray=True, tile_log2=24)
+
+
+@pytest.fixture(scope="module")
+def file(codec) -> bytes:
+    pixels = picture(2, 24, 20, 3)
+    return api.encode_picture(pycodec.images.Picture(pixels), 1, lossless=True, model=codec)[0]
+
+
+def test_damaged_streams(codec):
+    """Behind the checksums: any bytes decode to some picture or raise a CodecError."""
+    stream = codec.compress(picture(2, 24, 20, 3)).streams[0]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(stream)
+        for position in rng.integers(0, len(stream), 3):
+            damaged[position] ^= int(rng.integers(1, 256))
+        damaged = bytes(damaged[: int(rng.integers(0, len(stream) + 1))])
+        try:
+            pixels = codec.decompress([damaged], 20, 24, gray=False)
+        except CodecError:
+            continue
+        assert pixels.shape == (24, 20, 3)
+
+
+def test_truncated_files(codec, file):
+    for length in range(0, len(file), 7):
+        with pytest.raises(CodecError):
+            api.decode_picture(file[:length], model=codec)
+
+
+# The models of the package
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packaged_models_beat_png(name):
+    """Real files of pictures that the models were not trained on."""
+    pixels = data.camera()[100:356, 100:356]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    coded = pycodec.encode(pixels, lossless=True, model=name)
+    assert np.array_equal(pycodec.decode(coded), pixels)
+    assert len(coded) < 0.93 * len(buffer.getvalue())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4], ids=["gray", "rgb", "rgba"])
+def test_default_model(channels):
+    pixels = data.astronaut()[:70, :61]
+    if channels == 1:
+        pixels = pixels[..., 0]
+    if channels == 4:
+        alpha = np.indices(pixels.shape[:2]).sum(0)[..., None] % 256
+        pixels = np.concatenate([pixels, alpha], axis=2).astype(np.uint8)
+    coded = pycodec.encode(pixels, lossless=True)
+    assert peek(coded).fingerprint == load_model(DEFAULT_LOSSLESS_MODEL).fingerprint
+    assert np.array_equal(pycodec.decode(coded), pixels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packaged_models_code_alike_on_every_backend(name):
+    pixels = data.chelsea()[100:124, 100:130, 0]
+    native = load_model(name)
+    reference = load_lossless_model(WEIGHTS / name, backend="reference")
+    streams = native.compress(pixels).streams
+    assert streams == reference.compress(pixels).streams
+    for level in LEVELS:
+        with simd_level(level):
+            assert native.compress(pixels).streams == streams
+            decoded = native.decompress(streams, 30, 24, gray=True)
+        assert np.array_equal(decoded, pixels)
+    assert np.array_equal(reference.decompress(streams, 30, 24, gray=True), pixels)
+
+
+def test_the_kind_of_model_must_fit():
+    pixels = np.zeros((4, 4), np.uint8)
+    with pytest.raises(InputError, match="not lossless"):
+        pycodec.encode(pixels, lossless=True, model="photo")
+    with pytest.raises(InputError, match="lossless"):
+        pycodec.encode(pixels, model=DEFAULT_LOSSLESS_MODEL)
