@@ -56,6 +56,13 @@ inline __m256i load_group(const std::uint8_t* p) {
   return _mm256_set1_epi32(group);
 }
 
+// acc += x * weights. In assembly, since GCC 12 copies every
+// accumulator twice for the intrinsic. All loops over accumulators must be unrolled, as an index
+// known at run time only would keep them in memory.
+inline void add_products(__m256i& acc, __m256i x, __m256i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
+}
+
 // The first `count` <= 8 bytes: masked stores are slow on some processors.
 inline void store_bytes(std::uint8_t* out, __m128i bytes, int count) {
   auto rest = static_cast<std::uint64_t>(_mm_cvtsi128_si64(bytes));
@@ -82,7 +89,9 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
               std::int64_t position, int first, const std::int8_t* weights) {
   constexpr int kRows = (Positions + 3) / 4;  // of four positions, for short addresses
   __m256i acc[Positions][Vectors];
+#pragma GCC unroll 12
   for (int p = 0; p < Positions; ++p) {
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       acc[p][v] = load_8(layer.bias + (first + v) * kTrimmedLanes);
     }
@@ -92,6 +101,7 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
   const std::uint8_t* window = tile.window + position * step;
   for (int i = 0; i < layer.num_inputs; ++i) {
     __m256i w[Vectors];
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v, weights += kVectorBytes) {
       w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
     }
@@ -107,10 +117,12 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
                                     : k == 2 ? row + 2 * step
                                              : row + step3;
         const __m256i group = load_group(pixel);
-        for (int v = 0; v < Vectors; ++v) acc[p][v] = _mm256_dpbusd_epi32(acc[p][v], group, w[v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) add_products(acc[p][v], group, w[v]);
       }
     }
   }
+#pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
     const int channel = (first + v) * kTrimmedLanes;
     const int channels = layer.width - channel;
@@ -167,11 +179,6 @@ void run_chunks(const TrimmedLayer& layer, const TrimmedTile& tile) {
   }
 }
 
-inline __m256i dot_block(__m256i acc, const std::uint8_t* pixel, __m256i weights) {
-  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixel));
-  return _mm256_dpbusd_epi32(acc, x, weights);
-}
-
 // The sums of eight vectors, each a lane.
 inline __m256i sums_of_8(const __m256i* v) {
   const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
@@ -192,6 +199,7 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
     // Positions beyond the last are computed like it and not stored.
     std::int64_t places[8];
     __m256i acc[8];
+#pragma GCC unroll 8
     for (int p = 0; p < 8; ++p) {
       places[p] = (position + (p < count ? p : count - 1)) * tile.window_step;
       acc[p] = _mm256_setzero_si256();
@@ -201,7 +209,10 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
           reinterpret_cast<const __m256i*>(layer.block_weights + std::int64_t{b} * kTrimmedBlock));
       const std::uint8_t* window = tile.window + layer.blocks[b];
 #pragma GCC unroll 8
-      for (int p = 0; p < 8; ++p) acc[p] = dot_block(acc[p], window + places[p], w);
+      for (int p = 0; p < 8; ++p) {
+        const auto* pixel = reinterpret_cast<const __m256i*>(window + places[p]);
+        add_products(acc[p], _mm256_loadu_si256(pixel), w);
+      }
     }
     const __m256i sums = _mm256_add_epi32(sums_of_8(acc), bias);
     std::uint64_t outs;

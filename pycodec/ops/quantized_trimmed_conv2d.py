@@ -83,9 +83,7 @@ def quantized_trimmed_conv2d(
     if backend is None:
         return torch.ops.pycodec.quantized_trimmed_conv2d(*arguments)
     _check_arguments(*arguments)
-    implementation = find_implementation(
-        "quantized_trimmed_conv2d", _IMPLEMENTATIONS, backend
-    )
+    implementation = find_implementation("quantized_trimmed_conv2d", _IMPLEMENTATIONS, backend)
     return implementation(*arguments)
 
 
