@@ -34,6 +34,7 @@ SIMD_FLAGS = {
         "-mavx512vl",
         "-mavx512vnni",
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
     ],
 }
 

@@ -6,6 +6,7 @@
 void bind_compressai_ans(pybind11::module_& m);
 void bind_quadtree_stage(pybind11::module_& m);
 void bind_quantized_conv2d(pybind11::module_& m);
+void bind_quantized_trimmed_conv2d(pybind11::module_& m);
 void bind_rans(pybind11::module_& m);
 void bind_simd_level(pybind11::module_& m);
 void bind_wave_network(pybind11::module_& m);

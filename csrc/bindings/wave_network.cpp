@@ -35,79 +35,105 @@ const T* data_of(const Array<T>& array, std::int64_t size, const char* name) {
   return array.data();
 }
 
-std::unique_ptr<WaveNetwork> make_network(int groups, const std::vector<py::dict>& descriptions,
-                                          const std::vector<std::int64_t>& steps) {
-  if (groups < 1 || groups > 1024 || steps.size() != 3) {
-    throw std::invalid_argument("wave network: bad number of groups or steps");
+std::unique_ptr<WaveNetwork> make_network(int groups, const std::vector<int>& side_widths,
+                                          const std::vector<py::dict>& descriptions,
+                                          const std::vector<std::int64_t>& steps,
+                                          const Array<std::int64_t>& phase) {
+  if (groups < 1 || groups > 1024 || steps.size() != 3 || phase.ndim() != 2) {
+    throw std::invalid_argument("wave network: bad number of groups, steps or phase");
   }
   std::vector<WaveLayer> layers;
   std::vector<py::object> arrays;  // what the pointers refer to
   for (const py::dict& d : descriptions) {
     WaveLayer layer = {};
+    pycodec::TrimmedConvParameters& conv = layer.conv;
     const auto number = [&](const char* name) { return d[name].cast<int>(); };
     layer.input = number("input");
     layer.residual = number("residual");
-    layer.output = number("output");
-    layer.in_width = number("in_width");
-    layer.out_width = number("out_width");
-    layer.kernel = number("kernel");
-    layer.residual_multiplier = number("residual_multiplier");
-    layer.shift = number("shift");
-    layer.lower = number("lower");
-    layer.upper = number("upper");
-    if (layer.kernel < 1 || layer.kernel > 63 || layer.in_width < 1 || layer.out_width < 1 ||
-        layer.in_width > 4096 || layer.out_width > 4096) {
+    conv.groups = groups;
+    conv.in_width = number("in_width");
+    conv.out_width = number("out_width");
+    conv.kernel_rows = conv.kernel_columns = number("kernel");
+    conv.residual_multiplier = number("residual_multiplier");
+    conv.shift = number("shift");
+    conv.lower = number("lower");
+    conv.upper = number("upper");
+    if (conv.kernel_rows < 1 || conv.kernel_rows > 63 || conv.in_width < 1 || conv.out_width < 1 ||
+        conv.in_width > 4096 || conv.out_width > 4096) {
       throw std::invalid_argument("wave network: bad kernel or width");
     }
-    const std::int64_t channels = std::int64_t{groups} * layer.out_width;
-    const std::int64_t taps = std::int64_t{layer.kernel} * layer.kernel;
+    const std::int64_t channels = std::int64_t{groups} * conv.out_width;
+    const std::int64_t taps = std::int64_t{conv.kernel_rows} * conv.kernel_columns;
     const auto keep = [&](auto array) {
       arrays.push_back(array);
       return array;
     };
-    layer.weight = data_of(keep(d["weight"].cast<Array<std::int8_t>>()),
-                           channels * taps * groups * layer.in_width, "weight");
-    layer.mask =
+    conv.weight = data_of(keep(d["weight"].cast<Array<std::int8_t>>()),
+                          channels * taps * groups * conv.in_width, "weight");
+    conv.mask =
         data_of(keep(d["mask"].cast<Array<std::uint8_t>>()), groups * taps * groups, "mask");
-    layer.bias = data_of(keep(d["bias"].cast<Array<std::int32_t>>()), channels, "bias");
-    layer.multiplier =
+    conv.bias = data_of(keep(d["bias"].cast<Array<std::int32_t>>()), channels, "bias");
+    conv.multiplier =
         data_of(keep(d["multiplier"].cast<Array<std::int32_t>>()), channels, "multiplier");
-    layer.negative_multiplier = data_of(keep(d["negative_multiplier"].cast<Array<std::int32_t>>()),
-                                        channels, "negative_multiplier");
+    conv.negative_multiplier = data_of(keep(d["negative_multiplier"].cast<Array<std::int32_t>>()),
+                                       channels, "negative_multiplier");
+    if (!d["active"].is_none()) {
+      layer.active = data_of(keep(d["active"].cast<Array<std::uint8_t>>()), phase.size(), "active");
+    }
     layers.push_back(layer);
   }
-  return std::make_unique<WaveNetwork>(groups, layers,
-                                       pycodec::WaveOrder{steps[0], steps[1], steps[2]});
+  const pycodec::WaveOrder order = {steps[0],       steps[1],
+                                    steps[2],       phase.shape(0),
+                                    phase.shape(1), {phase.data(), phase.data() + phase.size()}};
+  return std::make_unique<WaveNetwork>(groups, side_widths, layers, order);
 }
 
-py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols, int threads) {
+std::vector<const std::int8_t*> side_data(const WaveNetwork& network,
+                                          const std::vector<Array<std::int8_t>>& side,
+                                          std::int64_t area) {
+  if (side.size() != network.side_widths().size()) {
+    throw std::invalid_argument("wave network: wrong number of side tensors");
+  }
+  std::vector<const std::int8_t*> result;
+  for (std::size_t s = 0; s < side.size(); ++s) {
+    const std::int64_t channels = std::int64_t{network.groups()} * network.side_widths()[s];
+    result.push_back(data_of(side[s], channels * area, "a side tensor"));
+  }
+  return result;
+}
+
+py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
+                 const std::vector<Array<std::int8_t>>& side, int threads) {
   if (symbols.ndim() != 3 || symbols.shape(0) != network.groups()) {
     throw std::invalid_argument("wave network: symbols must be int32 [groups, height, width]");
   }
+  if (threads < 1) throw std::invalid_argument("wave network: threads must be at least 1");
   Array<std::int32_t> ordered(symbols.size());
   Array<std::uint8_t> indexes(symbols.size());
   auto* ordered_data = ordered.mutable_data();
   auto* index_data = indexes.mutable_data();
   const std::int64_t height = symbols.shape(1);
   const std::int64_t width = symbols.shape(2);
+  const auto side_pointers = side_data(network, side, height * width);
   {
     py::gil_scoped_release release;
-    network.encode(symbols.data(), height, width, ordered_data, index_data, threads);
+    network.encode(symbols.data(), side_pointers, height, width, ordered_data, index_data, threads);
   }
   return py::make_tuple(ordered, indexes);
 }
 
 Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
-                           const TableSet& tables, std::int64_t height, std::int64_t width,
-                           int threads) {
+                           const TableSet& tables, const std::vector<Array<std::int8_t>>& side,
+                           std::int64_t height, std::int64_t width, int threads) {
   const Bytes bytes(data);
+  const auto side_pointers = side_data(network, side, height * width);
   Array<std::int32_t> symbols({static_cast<py::ssize_t>(network.groups()),
                                static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
   auto* symbol_data = symbols.mutable_data();
   {
     py::gil_scoped_release release;
     pycodec::rans::Decoder decoder(tables, bytes.data(), bytes.size());
-    network.decode(decoder, height, width, symbol_data, threads);
+    network.decode(decoder, side_pointers, height, width, symbol_data, threads);
     decoder.finish();
   }
   return symbols;
@@ -117,9 +143,10 @@ Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
 
 void bind_wave_network(py::module_& m) {
   py::class_<WaveNetwork>(m, "WaveNetwork", "An integer context network; immutable.")
-      .def(py::init(&make_network), py::arg("groups"), py::arg("layers"), py::arg("steps"))
+      .def(py::init(&make_network), py::arg("groups"), py::arg("side_widths"), py::arg("layers"),
+           py::arg("steps"), py::arg("phase"))
       .def("num_waves", &WaveNetwork::num_waves, py::arg("height"), py::arg("width"))
-      .def("encode", &encode, py::arg("symbols"), py::arg("threads"))
-      .def("decode", &decode, py::arg("data"), py::arg("tables"), py::arg("height"),
-           py::arg("width"), py::arg("threads"));
+      .def("encode", &encode, py::arg("symbols"), py::arg("side"), py::arg("threads"))
+      .def("decode", &decode, py::arg("data"), py::arg("tables"), py::arg("side"),
+           py::arg("height"), py::arg("width"), py::arg("threads"));
 }

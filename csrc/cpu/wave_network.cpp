@@ -4,475 +4,601 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
+#include <utility>
 
 #include "cpu/parallel.hpp"
-#include "cpu/simd_level.hpp"
+#include "cpu/team.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace pycodec {
 namespace {
 
-// Positions in a unit of work: a multiple of every register tile.
-constexpr int kTilePositions = 24;
+// Positions that go through the layers of a stage together.
+constexpr std::int64_t kTilePositions = 48;
 
-TrimmedKernel kernel_for(SimdLevel level) {
-  switch (level) {
-#if defined(__x86_64__)
-    case SimdLevel::kAvx512Vnni:
-      return run_trimmed_avx512vnni;
-    case SimdLevel::kAvx2:
-      return run_trimmed_avx2;
-#endif
-    default:
-      return run_trimmed_scalar;
-  }
-}
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr std::int64_t kMaxStep = 1 << 20;
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("wave network: " + message);
 }
 
-// All threads of a team wait here for each other. They spin, since waves follow each other within
-// microseconds, and give way where there are more threads than processors.
-class Barrier {
- public:
-  explicit Barrier(int threads) : threads_(threads) {}
-
-  void wait() {
-    const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins >= kSpins) std::this_thread::yield();
-    }
-  }
-
- private:
-  static constexpr int kSpins = 2000;
-
-  const int threads_;
-  std::atomic<int> arrived_{0};
-  std::atomic<unsigned> round_{0};
-};
-
-// Calls body(number, team, barrier) in each thread of a team, of which the caller is number 0. The
-// team is smaller than asked for where the system has no more threads.
-template <class Body>
-void run_team(int threads, const Body& body) {
-  std::unique_ptr<Barrier> barrier;
-  std::atomic<int> team{0};  // set once all threads are there
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(std::max(threads - 1, 0)));
-  try {
-    for (int number = 1; number < threads; ++number) {
-      others.emplace_back([&, number] {
-        while (team.load(std::memory_order_acquire) == 0) std::this_thread::yield();
-        body(number, team.load(std::memory_order_relaxed), *barrier);
-      });
-    }
-  } catch (const std::system_error&) {
-  }
-  const int size = static_cast<int>(others.size()) + 1;
-  barrier = std::make_unique<Barrier>(size);
-  team.store(size, std::memory_order_release);
-  body(0, size, *barrier);
-  for (std::thread& other : others) other.join();
-}
-
-}  // namespace
-
-struct WaveNetwork::Layer {
-  struct Group {
-    std::vector<TrimmedSegment> segments;  // offsets for the frames at hand are in Frames
-    std::vector<int> tap_rows, tap_columns, first_bytes;
-    std::shared_ptr<AlignedBuffer> weights;
-    std::vector<std::int32_t> bias, multiplier, negative_multiplier;
-  };
-
-  int input, residual, output;
-  int in_width, out_width, vectors;
-  std::int32_t residual_multiplier;
-  int shift;
-  std::int32_t lower, upper;
-  std::vector<Group> groups;
-};
-
-// The activations of one picture, and what depends on its width.
-struct WaveNetwork::Frames {
-  Frames(const WaveNetwork& network, std::int64_t height, std::int64_t width)
-      : padding(network.padding_),
-        pitch(width + 2 * network.padding_),
-        kernel(kernel_for(simd_level())) {
-    for (const int bytes : network.pixel_bytes_) {
-      // A segment may reach up to kTrimmedGroup bytes beyond the last pixel.
-      const auto size = static_cast<std::size_t>((height + 2 * padding) * pitch * bytes);
-      tensors.emplace_back(size + kTrimmedGroup);
-      std::memset(tensors.back().data(), 128, size + kTrimmedGroup);
-      pixel_bytes.push_back(bytes);
-    }
-    for (const Layer& layer : network.layers_) {
-      const std::int64_t bytes = network.pixel_bytes_[static_cast<std::size_t>(layer.input)];
-      std::vector<std::vector<TrimmedSegment>> of_layer;
-      for (const Layer::Group& group : layer.groups) {
-        std::vector<TrimmedSegment> moved = group.segments;
-        for (std::size_t s = 0; s < moved.size(); ++s) {
-          moved[s].offset =
-              (group.tap_rows[s] * pitch + group.tap_columns[s]) * bytes + group.first_bytes[s];
-        }
-        of_layer.push_back(std::move(moved));
-      }
-      segments.push_back(std::move(of_layer));
-    }
-  }
-
-  std::uint8_t* at(int tensor, std::int64_t row, std::int64_t column) {
-    const auto t = static_cast<std::size_t>(tensor);
-    return tensors[t].data() + ((row + padding) * pitch + column + padding) * pixel_bytes[t];
-  }
-
-  std::int64_t padding, pitch;
-  TrimmedKernel kernel;
-  std::vector<AlignedBuffer> tensors;
-  std::vector<int> pixel_bytes;
-  std::vector<std::vector<std::vector<TrimmedSegment>>> segments;  // [layer][group]
-};
-
-// The positions of a wave in the order of coding: group by group, row by row.
-struct WaveNetwork::Wave {
-  std::vector<std::int64_t> rows, columns;
-  std::vector<std::size_t> group_begin;  // [groups + 1]
-};
-
-WaveNetwork::~WaveNetwork() = default;
-
-WaveNetwork::WaveNetwork(int groups, const std::vector<WaveLayer>& layers, const WaveOrder& order)
-    : groups_(groups), order_(order) {
-  require(groups >= 1 && groups <= 1024, "there must be 1 to 1024 groups");
-  require(order.group_step >= 0 && order.row_step >= 0 && order.column_step >= 0,
-          "an order's steps must not be negative");
-  require(order.group_step <= 1 << 20 && order.row_step <= 1 << 20 && order.column_step <= 1 << 20,
-          "an order's steps are too large");
-  require(order.column_step >= 1, "a wave must not hold two symbols of a row");
-  require(!layers.empty() && layers.back().output == -1, "the last layer makes the table indexes");
-  pixel_bytes_ = {round_up(groups, kTrimmedGroup)};
-  std::vector<int> widths = {1};
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const WaveLayer& from = layers[l];
-    const std::string name = "layer " + std::to_string(l);
-    const bool is_last = l + 1 == layers.size();
-    require(from.input >= 0 && from.input < num_tensors_, name + " has no such input");
-    require(from.in_width == widths[static_cast<std::size_t>(from.input)],
-            name + " expects an input of another width");
-    require(from.output == (is_last ? -1 : num_tensors_), name + " has the wrong output");
-    require(from.out_width >= 1 && from.out_width <= 4096, name + " has a bad width");
-    require(!is_last || from.out_width == 1, "there is one table index a symbol");
-    require(from.kernel >= 1 && from.kernel % 2 == 1 && from.kernel <= 63,
-            name + " must have an odd kernel");
-    require(from.shift >= 1 && from.shift <= 62, name + ": the shift must be in 1..62");
-    require(from.residual >= -1 && from.residual < num_tensors_ && from.residual != 0,
-            name + " has no such residual");
-    require(from.residual < 0 ||
-                (!is_last && widths[static_cast<std::size_t>(from.residual)] == from.out_width),
-            name + " and its residual differ in width");
-    require(from.lower <= from.upper && from.lower >= (is_last ? 0 : -128) &&
-                from.upper <= (is_last ? 255 : 127),
-            name + " has a bad range");
-    const int radius = from.kernel / 2;
-    padding_ = std::max(padding_, radius);
-    Layer layer;
-    layer.input = from.input;
-    layer.residual = from.residual;
-    layer.output = from.output;
-    layer.in_width = from.in_width;
-    layer.out_width = from.out_width;
-    layer.vectors = round_up(from.out_width, kTrimmedLanes) / kTrimmedLanes;
-    layer.residual_multiplier = from.residual_multiplier;
-    layer.shift = from.shift;
-    layer.lower = from.lower;
-    layer.upper = from.upper;
-    const int taps = from.kernel * from.kernel;
-    const int in_channels = groups * from.in_width;
-    for (int g = 0; g < groups; ++g) {
-      Layer::Group group;
-      std::vector<std::int8_t> packed;
-      const std::int8_t* weight =
-          from.weight + std::int64_t{g} * from.out_width * taps * in_channels;
-      // Of output channel o of this group; what the mask cuts is zero.
-      const auto weight_at = [&](int o, int tap, int channel) -> std::int8_t {
-        if (o >= from.out_width || channel >= in_channels) return 0;
-        if (!from.mask[(std::int64_t{g} * groups + channel / from.in_width) * taps + tap]) return 0;
-        return weight[(std::int64_t{o} * taps + tap) * in_channels + channel];
-      };
-      for (int tap = 0; tap < taps; ++tap) {
-        int first = groups;
-        int last = -1;
-        for (int in = 0; in < groups; ++in) {
-          if (!from.mask[(std::int64_t{g} * groups + in) * taps + tap]) continue;
-          const std::int64_t later = order.group_step * (in - g) +
-                                     order.row_step * (tap / from.kernel - radius) +
-                                     order.column_step * (tap % from.kernel - radius);
-          // The symbols of its own wave (tensor 0) are not known yet, its activations are.
-          require(later < 0 || (later == 0 && from.input != 0),
-                  name + " sees what is not decoded yet");
-          first = std::min(first, in);
-          last = in;
-        }
-        if (last < 0) continue;
-        const int begin = first * from.in_width / kTrimmedGroup * kTrimmedGroup;
-        const int end = round_up((last + 1) * from.in_width, kTrimmedGroup);
-        group.segments.push_back({0, (end - begin) / kTrimmedGroup});
-        group.tap_rows.push_back(tap / from.kernel - radius);
-        group.tap_columns.push_back(tap % from.kernel - radius);
-        group.first_bytes.push_back(begin);
-      }
-      for (int v = 0; v < layer.vectors; v += kTrimmedMaxVectors) {
-        const int lanes = std::min(layer.vectors - v, kTrimmedMaxVectors) * kTrimmedLanes;
-        for (std::size_t s = 0; s < group.segments.size(); ++s) {
-          const int tap =
-              (group.tap_rows[s] + radius) * from.kernel + group.tap_columns[s] + radius;
-          for (int i = 0; i < group.segments[s].groups; ++i) {
-            for (int lane = 0; lane < lanes; ++lane) {
-              for (int k = 0; k < kTrimmedGroup; ++k) {
-                packed.push_back(weight_at(v * kTrimmedLanes + lane, tap,
-                                           group.first_bytes[s] + i * kTrimmedGroup + k));
-              }
-            }
-          }
-        }
-      }
-      group.weights = std::make_shared<AlignedBuffer>(packed.size() + 1);
-      std::copy(packed.begin(), packed.end(),
-                reinterpret_cast<std::int8_t*>(group.weights->data()));
-      for (int o = 0; o < from.out_width; ++o) {
-        std::uint32_t sum = 0;
-        for (int tap = 0; tap < taps; ++tap) {
-          for (int channel = 0; channel < in_channels; ++channel) {
-            sum += static_cast<std::uint32_t>(std::int32_t{weight_at(o, tap, channel)});
-          }
-        }
-        const std::int64_t c = std::int64_t{g} * from.out_width + o;
-        group.bias.push_back(
-            static_cast<std::int32_t>(static_cast<std::uint32_t>(from.bias[c]) - 128 * sum));
-        group.multiplier.push_back(from.multiplier[c]);
-        group.negative_multiplier.push_back(from.negative_multiplier[c]);
-      }
-      const auto lanes = static_cast<std::size_t>(layer.vectors) * kTrimmedLanes;
-      for (auto* values : {&group.bias, &group.multiplier, &group.negative_multiplier}) {
-        values->resize(lanes, 0);
-      }
-      layer.groups.push_back(std::move(group));
-    }
-    layers_.push_back(std::move(layer));
-    if (!is_last) {
-      pixel_bytes_.push_back(round_up(groups * from.out_width, kTrimmedGroup));
-      widths.push_back(from.out_width);
-      ++num_tensors_;
-    }
-  }
-}
-
-std::int64_t WaveNetwork::num_waves(std::int64_t height, std::int64_t width) const {
-  if (height == 0 || width == 0) return 0;
-  return order_.group_step * (groups_ - 1) + order_.row_step * (height - 1) +
-         order_.column_step * (width - 1) + 1;
-}
-
-WaveNetwork::Wave WaveNetwork::wave_at(std::int64_t t, std::int64_t height,
-                                       std::int64_t width) const {
-  Wave wave;
-  wave.group_begin.push_back(0);
-  for (int g = 0; g < groups_; ++g) {
-    const std::int64_t rest = t - order_.group_step * g;
-    // Rows whose column lies in the picture: 0 <= (rest - row_step * row) / column_step < width.
-    std::int64_t first = 0;
-    std::int64_t last = height - 1;
-    if (order_.row_step > 0) {
-      const std::int64_t beyond = rest - order_.column_step * (width - 1);
-      if (beyond > 0) first = (beyond + order_.row_step - 1) / order_.row_step;
-      last = rest < 0 ? -1 : std::min(last, rest / order_.row_step);
-    }
-    for (std::int64_t row = first; row <= last; ++row) {
-      const std::int64_t column_part = rest - order_.row_step * row;
-      if (column_part < 0 || column_part % order_.column_step != 0) continue;
-      const std::int64_t column = column_part / order_.column_step;
-      if (column >= width) continue;
-      wave.rows.push_back(row);
-      wave.columns.push_back(column);
-    }
-    wave.group_begin.push_back(wave.rows.size());
-  }
-  return wave;
-}
-
-void WaveNetwork::run_layer(const Layer& layer, Frames& frames, int group, const std::int64_t* rows,
-                            const std::int64_t* columns, int count,
-                            std::uint8_t* const* indexes) const {
-  const auto g = static_cast<std::size_t>(group);
-  const auto l = static_cast<std::size_t>(&layer - layers_.data());
-  const Layer::Group& of_group = layer.groups[g];
-  const auto& segments = frames.segments[l][g];
-  const TrimmedLayer kernel_layer = {layer.out_width,
-                                     layer.vectors,
-                                     static_cast<int>(segments.size()),
-                                     segments.data(),
-                                     reinterpret_cast<const std::int8_t*>(of_group.weights->data()),
-                                     of_group.bias.data(),
-                                     of_group.multiplier.data(),
-                                     of_group.negative_multiplier.data(),
-                                     layer.residual_multiplier,
-                                     layer.shift,
-                                     layer.lower,
-                                     layer.upper,
-                                     static_cast<std::uint8_t>(layer.output < 0 ? 0 : 128)};
-  const std::uint8_t* windows[kTilePositions];
-  const std::uint8_t* residuals[kTilePositions];
-  std::uint8_t* outs[kTilePositions];
-  const int first_channel = group * layer.out_width;
-  for (int i = 0; i < count; ++i) {
-    windows[i] = frames.at(layer.input, rows[i], columns[i]);
-    if (layer.residual >= 0) {
-      residuals[i] = frames.at(layer.residual, rows[i], columns[i]) + first_channel;
-    }
-    outs[i] = layer.output < 0 ? indexes[i]
-                               : frames.at(layer.output, rows[i], columns[i]) + first_channel;
-  }
-  frames.kernel(kernel_layer, {count, windows, layer.residual >= 0 ? residuals : nullptr, outs});
-}
-
-namespace {
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::uint8_t frame_value(std::int32_t symbol) {
   return static_cast<std::uint8_t>(std::clamp(symbol, -128, 127) + 128);
 }
 
+// A frame is written all over once, and waves touch many rows of it: huge pages save most of the
+// page faults and the misses of the address translation.
+void advise_huge_pages([[maybe_unused]] std::uint8_t* data, [[maybe_unused]] std::size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096;
+  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(data) + size) & ~(kPage - 1);
+  // Not more than advice: pages of another size, or no huge ones, work as well.
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
-void WaveNetwork::encode(const std::int32_t* symbols, std::int64_t height, std::int64_t width,
-                         std::int32_t* ordered_symbols, std::uint8_t* indexes, int threads) const {
-  const std::int64_t area = height * width;
-  if (area == 0) return;
-  Frames frames(*this, height, width);
-  parallel_for(height, threads, [&](std::int64_t row) {
-    for (std::int64_t column = 0; column < width; ++column) {
-      std::uint8_t* pixel = frames.at(0, row, column);
-      for (int g = 0; g < groups_; ++g) {
-        pixel[g] = frame_value(symbols[g * area + row * width + column]);
-      }
+struct WaveNetwork::Layer {
+  int input, residual, output;  // tensors; residual and output may be -1
+  TrimmedConv conv;
+  std::vector<std::uint8_t> active;  // by residue; empty: everywhere
+};
+
+// Positions of a group in the order of coding, as far as they lie on a line.
+struct WaveNetwork::Run {
+  int group;
+  std::int64_t row, column;  // of the first position
+  std::int64_t row_step, column_step;
+  std::int64_t count;
+  std::size_t first, index_step;  // their places in the wave
+};
+
+// The activations of one picture, and what depends on its width.
+struct WaveNetwork::Frames {
+  Frames(const WaveNetwork& network, std::int64_t frame_height, std::int64_t frame_width)
+      : height(frame_height),
+        width(frame_width),
+        padding(network.padding_),
+        pitch(frame_width + 2 * network.padding_),
+        kernel(trimmed_kernel(simd_level())) {
+    const WaveOrder& order = network.order_;
+    if (order.row_step > 0 && order.column_step > 0) {
+      // Positions of a wave are this many pixels apart. If that is even, they crowd in half of the
+      // sets of the caches, or less.
+      const std::int64_t divisor = std::gcd(order.row_step, order.column_step);
+      const std::int64_t rows = order.column_step / divisor;
+      const std::int64_t columns = order.row_step / divisor;
+      if ((rows * pitch - columns) % 2 == 0 && rows % 2 == 1) ++pitch;
     }
-  });
-  std::vector<std::uint8_t> raster_indexes(static_cast<std::size_t>(area * groups_));
-  for (const Layer& layer : layers_) {
-    parallel_for(height * groups_, threads, [&](std::int64_t item) {
-      const std::int64_t row = item % height;
-      const int group = static_cast<int>(item / height);
-      std::int64_t rows[kTilePositions];
-      std::int64_t columns[kTilePositions];
-      std::uint8_t* outs[kTilePositions];
-      for (std::int64_t first = 0; first < width; first += kTilePositions) {
-        const int count = static_cast<int>(std::min<std::int64_t>(kTilePositions, width - first));
-        for (int i = 0; i < count; ++i) {
-          rows[i] = row;
-          columns[i] = first + i;
-          outs[i] = raster_indexes.data() + group * area + row * width + first + i;
-        }
-        run_layer(layer, frames, group, rows, columns, count, outs);
+    for (const int bytes : network.pixel_bytes_) {
+      const auto size = static_cast<std::size_t>((height + 2 * padding) * pitch * bytes);
+      tensors.emplace_back(size + kTrimmedSlack);
+      advise_huge_pages(tensors.back().data(), size);
+      pixel_bytes.push_back(bytes);
+      // The border. What is inside is written before it is read.
+      std::uint8_t* top = tensors.back().data();
+      data.push_back(top);
+      std::memset(top, 128, static_cast<std::size_t>(padding * pitch * bytes));
+      for (std::int64_t row = padding; row < padding + height; ++row) {
+        std::uint8_t* begin = top + row * pitch * bytes;
+        std::memset(begin, 128, static_cast<std::size_t>(padding * bytes));
+        std::memset(begin + (padding + width) * bytes, 128,
+                    static_cast<std::size_t>((pitch - padding - width) * bytes));
       }
-    });
+      std::memset(top + (padding + height) * pitch * bytes, 128,
+                  static_cast<std::size_t>(padding * pitch * bytes));
+    }
+    for (const Layer& layer : network.layers_) {
+      const auto flip = static_cast<std::uint8_t>(layer.output < 0 ? 0 : 128);
+      std::vector<TrimmedConv::Places> places_of_layer;
+      std::vector<TrimmedLayer> blind_of_layer;
+      for (int g = 0; g < network.groups_; ++g) {
+        places_of_layer.push_back(layer.conv.places(g, pitch));
+        blind_of_layer.push_back(layer.conv.blind_layer(g, flip, 128));
+      }
+      places.push_back(std::move(places_of_layer));
+      blind_layers.push_back(std::move(blind_of_layer));
+      std::vector<TrimmedLayer> of_layer;
+      for (int g = 0; g < network.groups_; ++g) {
+        of_layer.push_back(
+            layer.conv.layer(g, places.back()[static_cast<std::size_t>(g)], flip, 128));
+      }
+      layers.push_back(std::move(of_layer));
+    }
   }
-  const std::int64_t waves = num_waves(height, width);
-  std::size_t done = 0;
-  for (std::int64_t t = 0; t < waves; ++t) {
-    const Wave wave = wave_at(t, height, width);
-    for (int g = 0; g < groups_; ++g) {
-      const auto group = static_cast<std::size_t>(g);
-      for (std::size_t i = wave.group_begin[group]; i < wave.group_begin[group + 1]; ++i, ++done) {
-        const std::int64_t from = g * area + wave.rows[i] * width + wave.columns[i];
-        ordered_symbols[done] = symbols[from];
-        indexes[done] = raster_indexes[static_cast<std::size_t>(from)];
-      }
-    }
+
+  std::uint8_t* at(int tensor, std::int64_t row, std::int64_t column) const {
+    const auto t = static_cast<std::size_t>(tensor);
+    return data[t] + ((row + padding) * pitch + column + padding) * pixel_bytes[t];
+  }
+
+  std::int64_t bytes(int tensor) const { return pixel_bytes[static_cast<std::size_t>(tensor)]; }
+
+  std::int64_t height, width, padding, pitch;
+  TrimmedKernel kernel;
+  std::vector<std::int64_t> pixel_bytes;
+  std::vector<std::vector<TrimmedLayer>> layers, blind_layers;  // [layer][group]
+
+ private:
+  std::vector<AlignedBuffer> tensors;
+  std::vector<std::uint8_t*> data;                       // of each tensor
+  std::vector<std::vector<TrimmedConv::Places>> places;  // [layer][group]
+};
+
+WaveNetwork::~WaveNetwork() = default;
+
+WaveNetwork::WaveNetwork(int groups, const std::vector<int>& side_widths,
+                         const std::vector<WaveLayer>& layers, const WaveOrder& order)
+    : groups_(groups), side_widths_(side_widths), order_(order) {
+  require(groups >= 1 && groups <= 1024, "there must be 1 to 1024 groups");
+  for (const std::int64_t step : {order.group_step, order.row_step, order.column_step}) {
+    require(step >= 0 && step <= kMaxStep,
+            "an order's steps must be 0 to " + std::to_string(kMaxStep));
+  }
+  require(
+      order.phase_rows >= 1 && order.phase_columns >= 1 && order.phase_rows <= 64 &&
+          order.phase_columns <= 64 &&
+          order.phase.size() == static_cast<std::size_t>(order.phase_rows * order.phase_columns),
+      "an order's phase must have 1 to 64 rows and columns");
+  for (const std::int64_t phase : order.phase) {
+    require(phase >= 0 && phase <= kMaxStep, "an order's phase is out of range");
+    last_phase_ = std::max(last_phase_, phase);
+  }
+  require(!layers.empty(), "there are no layers");
+  pixel_bytes_ = {trimmed_pixel_bytes(groups)};
+  std::vector<int> widths = {1};
+  std::vector<bool> known = {false};  // before decoding, by tensor
+  for (const int width : side_widths) {
+    require(width >= 1 && width <= 4096, "a side tensor has a bad width");
+    pixel_bytes_.push_back(trimmed_pixel_bytes(groups * width));
+    widths.push_back(width);
+    known.push_back(true);
+  }
+  // In which stage a tensor is made; none for symbols and side tensors.
+  std::vector<int> full_stage(widths.size(), -1), side_stage(widths.size(), -1),
+      wave_stage(widths.size(), -1);
+  const auto append = [](std::vector<Stage>& stages, std::size_t number, bool joins) {
+    if (stages.empty() || !joins) stages.emplace_back();
+    stages.back().push_back(number);
+    return static_cast<int>(stages.size()) - 1;
+  };
+  const auto is_new = [](const std::vector<int>& made_in, int tensor,
+                         const std::vector<Stage>& stages) {
+    return !stages.empty() &&
+           made_in[static_cast<std::size_t>(tensor)] == static_cast<int>(stages.size()) - 1;
+  };
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const WaveLayer& layer = layers[l];
+    const bool is_last = l + 1 == layers.size();
+    const Added added = add_layer(layer, l, is_last, widths, known);
+    const bool is_pointwise = layer.conv.kernel_rows == 1 && layer.conv.kernel_columns == 1;
+    const bool is_side = !is_last && added.is_known;
+    const int full =
+        append(full_stages_, l, is_pointwise || !is_new(full_stage, layer.input, full_stages_));
+    full_stage.push_back(full);
+    side_stage.push_back(
+        is_side ? append(side_stages_, l,
+                         is_pointwise || !is_new(side_stage, layer.input, side_stages_))
+                : -1);
+    wave_stage.push_back(
+        is_side ? -1
+                : append(wave_stages_, l,
+                         !added.sees_elsewhere || !is_new(wave_stage, layer.input, wave_stages_)));
   }
 }
 
-void WaveNetwork::decode(rans::Decoder& decoder, std::int64_t height, std::int64_t width,
-                         std::int32_t* symbols, int threads) const {
-  const std::int64_t area = height * width;
-  if (area == 0) return;
-  Frames frames(*this, height, width);
-  const std::int64_t waves = num_waves(height, width);
+WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t number, bool is_last,
+                                          std::vector<int>& widths, std::vector<bool>& known) {
+  const std::string name = "layer " + std::to_string(number);
+  const int num_tensors = static_cast<int>(widths.size());
+  require(from.input >= 0 && from.input < num_tensors, name + " has no such input");
+  require(from.conv.groups == groups_, name + " has other groups");
+  require(from.conv.in_width == widths[static_cast<std::size_t>(from.input)],
+          name + " expects an input of another width");
+  require(!is_last || from.conv.out_width == 1, "there is one table index a symbol");
+  require(from.residual >= -1 && from.residual < num_tensors && from.residual != 0,
+          name + " has no such residual");
+  require(from.residual < 0 ||
+              (!is_last && widths[static_cast<std::size_t>(from.residual)] == from.conv.out_width),
+          name + " and its residual differ in width");
+  require(from.conv.lower >= (is_last ? 0 : -128) && from.conv.upper <= (is_last ? 255 : 127),
+          name + " has a bad range");
+  Layer layer = {from.input, from.residual, is_last ? -1 : num_tensors, TrimmedConv(from.conv), {}};
+  if (from.active != nullptr) {
+    layer.active.assign(from.active, from.active + order_.phase.size());
+  }
+  layers_.push_back(std::move(layer));
+  padding_ =
+      std::max<std::int64_t>({padding_, from.conv.kernel_rows / 2, from.conv.kernel_columns / 2});
+  const bool is_known = known[static_cast<std::size_t>(from.input)] &&
+                        (from.residual < 0 || known[static_cast<std::size_t>(from.residual)]);
 
-  struct Tile {
-    int group;
-    std::size_t first;
-    int count;
-  };
-  struct Work {
-    Wave wave;
-    std::vector<Tile> tiles;
-  };
-  const auto prepare = [&](std::int64_t t) {
-    Work work = {wave_at(t, height, width), {}};
-    for (int g = 0; g < groups_; ++g) {
-      const std::size_t end = work.wave.group_begin[static_cast<std::size_t>(g) + 1];
-      for (std::size_t i = work.wave.group_begin[static_cast<std::size_t>(g)]; i < end;
-           i += kTilePositions) {
-        work.tiles.push_back(
-            {g, i, static_cast<int>(std::min<std::size_t>(kTilePositions, end - i))});
+  bool sees_elsewhere = false;
+  // Causality, for every place in the period of the phase.
+  const int columns = from.conv.kernel_columns;
+  const int taps = from.conv.kernel_rows * columns;
+  for (std::size_t place = 0;
+       !known[static_cast<std::size_t>(from.input)] && place < order_.phase.size(); ++place) {
+    if (from.active != nullptr && !from.active[place]) continue;
+    for (int tap = 0; tap < taps; ++tap) {
+      const std::int64_t down = tap / columns - from.conv.kernel_rows / 2;
+      const std::int64_t right = tap % columns - columns / 2;
+      const auto row = static_cast<std::int64_t>(place) / order_.phase_columns;
+      const auto column = static_cast<std::int64_t>(place) % order_.phase_columns;
+      // Radii are at most 31 and periods at least 1: enough periods to stay positive.
+      const std::size_t seen =
+          residue(row + down + 64 * order_.phase_rows, column + right + 64 * order_.phase_columns);
+      const std::int64_t later_place = order_.row_step * down + order_.column_step * right +
+                                       order_.phase[seen] - order_.phase[place];
+      for (int pair = 0; pair < groups_ * groups_; ++pair) {
+        if (!from.conv.mask[std::int64_t{pair} * taps + tap]) continue;
+        const std::int64_t later =
+            later_place + order_.group_step * (pair % groups_ - pair / groups_);
+        // The symbols of its own wave are not known yet, its activations are.
+        require(later < 0 || (later == 0 && from.input != 0),
+                name + " sees what is not decoded yet");
+        sees_elsewhere |=
+            later == 0 && (down != 0 || right != 0 || pair % groups_ != pair / groups_);
       }
     }
-    return work;
+  }
+  if (!is_last) {
+    pixel_bytes_.push_back(trimmed_pixel_bytes(groups_ * from.conv.out_width));
+    widths.push_back(from.conv.out_width);
+    known.push_back(is_known);
+  }
+  return {is_known, sees_elsewhere};
+}
+
+std::size_t WaveNetwork::residue(std::int64_t row, std::int64_t column) const {
+  return static_cast<std::size_t>(row % order_.phase_rows * order_.phase_columns +
+                                  column % order_.phase_columns);
+}
+
+std::int64_t WaveNetwork::num_waves(std::int64_t height, std::int64_t width) const {
+  if (height == 0 || width == 0) return 0;
+  return order_.group_step * (groups_ - 1) + order_.row_step * (height - 1) +
+         order_.column_step * (width - 1) + last_phase_ + 1;
+}
+
+// Replaces `runs` by those of wave t, in the order of coding: groups, then rows, then columns.
+// Returns the number of its symbols.
+std::size_t WaveNetwork::runs_of_wave(std::int64_t t, std::int64_t height, std::int64_t width,
+                                      std::vector<Run>& runs) const {
+  const std::int64_t group_step = order_.group_step;
+  const std::int64_t row_step = order_.row_step;
+  const std::int64_t column_step = order_.column_step;
+  const std::int64_t last_in_group =
+      row_step * (height - 1) + column_step * (width - 1) + last_phase_;
+  runs.clear();
+  std::size_t size = 0;
+  const auto add = [&](int group, std::int64_t row, std::int64_t column, std::int64_t rows,
+                       std::int64_t columns, std::int64_t count) {
+    runs.push_back({group, row, column, rows, columns, count, size, 1});
+    size += static_cast<std::size_t>(count);
+  };
+  int first_group = 0;
+  int last_group = groups_ - 1;
+  if (group_step > 0) {
+    if (t > last_in_group) first_group = static_cast<int>(ceil_div(t - last_in_group, group_step));
+    last_group = static_cast<int>(std::min<std::int64_t>(last_group, t / group_step));
+  }
+  for (int g = first_group; g <= last_group; ++g) {
+    const std::int64_t rest = t - group_step * g;
+    if (order_.phase.size() > 1) {
+      for (std::int64_t row = 0; row < height; ++row) {
+        add_periodic_runs(rest - row_step * row, g, row, width, runs, size);
+      }
+    } else if (row_step > 0 && column_step > 0) {
+      // A line: from one position to the next some rows down and some columns to the left.
+      const std::int64_t divisor = std::gcd(row_step, column_step);
+      if (rest % divisor != 0) continue;
+      const std::int64_t beyond = rest - column_step * (width - 1);
+      std::int64_t row = beyond > 0 ? ceil_div(beyond, row_step) : 0;
+      const std::int64_t last = std::min(height - 1, rest / row_step);
+      while (row <= last && (rest - row_step * row) % column_step != 0) ++row;
+      if (row > last) continue;
+      add(g, row, (rest - row_step * row) / column_step, column_step / divisor, -row_step / divisor,
+          (last - row) / (column_step / divisor) + 1);
+    } else if (column_step > 0) {
+      const std::int64_t column = rest / column_step;
+      if (rest % column_step == 0 && column < width) add(g, 0, column, 1, 0, height);
+    } else if (row_step > 0) {
+      const std::int64_t row = rest / row_step;
+      if (rest % row_step == 0 && row < height) add(g, row, 0, 0, 1, width);
+    } else if (rest == 0) {
+      for (std::int64_t row = 0; row < height; ++row) add(g, row, 0, 0, 1, width);
+    }
+  }
+  return size;
+}
+
+// The runs of a row where order_.column_step * column + phase is `rest`.
+void WaveNetwork::add_periodic_runs(std::int64_t rest, int group, std::int64_t row,
+                                    std::int64_t width, std::vector<Run>& runs,
+                                    std::size_t& size) const {
+  const std::int64_t period = order_.phase_columns;
+  const std::size_t begin = runs.size();
+  for (std::int64_t column = 0; column < std::min(period, width); ++column) {
+    const std::int64_t left = rest - order_.phase[residue(row, column)];
+    if (order_.column_step == 0) {
+      if (left == 0) {
+        runs.push_back({group, row, column, 0, period, ceil_div(width - column, period), 0, 1});
+      }
+    } else if (left >= 0 && left % order_.column_step == 0) {
+      const std::int64_t place = left / order_.column_step;
+      if (place % period == column && place < width) {
+        runs.push_back({group, row, place, 0, 0, 1, 0, 1});
+      }
+    }
+  }
+  // Columns in order: one of each run in turn.
+  const auto of_row = [](const Run& a, const Run& b) { return a.column < b.column; };
+  std::sort(runs.begin() + static_cast<std::ptrdiff_t>(begin), runs.end(), of_row);
+  const std::size_t number = runs.size() - begin;
+  std::size_t count = 0;
+  for (std::size_t i = begin; i < runs.size(); ++i) {
+    runs[i].first = size + (i - begin);
+    runs[i].index_step = number;
+    count += static_cast<std::size_t>(runs[i].count);
+  }
+  size += count;
+}
+
+// Of one wave, at most.
+std::size_t WaveNetwork::max_runs(std::int64_t height, std::int64_t width) const {
+  std::int64_t in_group = 1;
+  if (order_.phase.size() > 1) {
+    in_group = height * std::min(order_.phase_columns, width);
+  } else if (order_.row_step == 0 && order_.column_step == 0) {
+    in_group = height;
+  }
+  return static_cast<std::size_t>(groups_ * in_group);
+}
+
+// Symbols of one wave, at most.
+std::size_t WaveNetwork::max_wave(std::int64_t height, std::int64_t width) const {
+  std::int64_t in_group = height * width;
+  if (order_.phase.size() == 1 && order_.row_step > 0 && order_.column_step > 0) {
+    in_group = std::min(height, width);
+  } else if (order_.phase.size() == 1 && order_.column_step > 0) {
+    in_group = height;
+  } else if (order_.phase.size() == 1 && order_.row_step > 0) {
+    in_group = width;
+  }
+  return static_cast<std::size_t>(groups_ * in_group);
+}
+
+// Computes positions [begin, begin + count) of a run. Where the layer has an active array, they
+// are all at the same place in the period. The last layer writes to `indexes`.
+void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run& run,
+                            std::int64_t begin, std::int64_t count, std::uint8_t* indexes,
+                            std::int64_t index_step) const {
+  const Layer& layer = layers_[number];
+  const std::int64_t row = run.row + begin * run.row_step;
+  const std::int64_t column = run.column + begin * run.column_step;
+  const std::int64_t step = run.row_step * frames.pitch + run.column_step;
+  const int channel = run.group * layer.conv.out_width();
+  TrimmedTile tile = {count,
+                      frames.at(layer.input, row, column),
+                      step * frames.bytes(layer.input),
+                      nullptr,
+                      0,
+                      indexes,
+                      index_step};
+  if (layer.residual >= 0) {
+    tile.residual = frames.at(layer.residual, row, column) + channel;
+    tile.residual_step = step * frames.bytes(layer.residual);
+  }
+  if (layer.output >= 0) {
+    tile.out = frames.at(layer.output, row, column) + channel;
+    tile.out_step = step * frames.bytes(layer.output);
+  }
+  const bool sees = layer.active.empty() || layer.active[residue(row, column)];
+  const auto& of_group = sees ? frames.layers : frames.blind_layers;
+  frames.kernel(of_group[number][static_cast<std::size_t>(run.group)], tile);
+}
+
+// Whole rows, for layers whose inputs are known everywhere. indexes: [groups][height][width].
+void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& frames,
+                             std::uint8_t* indexes, int threads) const {
+  const std::int64_t height = frames.height;
+  const std::int64_t width = frames.width;
+  const auto run_row = [&](std::size_t number, int group, std::int64_t row) {
+    const std::int64_t period = layers_[number].active.empty() ? 1 : order_.phase_columns;
+    for (std::int64_t first = 0; first < std::min(period, width); ++first) {
+      const Run run = {group, row, first, 0, period, ceil_div(width - first, period), 0, 1};
+      std::uint8_t* out =
+          layers_[number].output < 0 ? indexes + (group * height + row) * width + first : nullptr;
+      run_layer(number, frames, run, 0, run.count, out, period);
+    }
+  };
+  for (const Stage& stage : stages) {
+    if (stage.size() == 1) {
+      parallel_for(height * groups_, threads, [&](std::int64_t item) {
+        run_row(stage[0], static_cast<int>(item / height), item % height);
+      });
+      continue;
+    }
+    parallel_for(height, threads, [&](std::int64_t row) {
+      for (const std::size_t number : stage) {
+        for (int g = 0; g < groups_; ++g) run_row(number, g, row);
+      }
+    });
+  }
+}
+
+void WaveNetwork::fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
+                            int threads) const {
+  const std::int64_t area = frames.height * frames.width;
+  for (std::size_t s = 0; s < side.size(); ++s) {
+    const int tensor = static_cast<int>(s) + 1;
+    const std::int64_t channels = std::int64_t{groups_} * side_widths_[s];
+    parallel_for(frames.height, threads, [&, s](std::int64_t row) {
+      for (std::int64_t c = 0; c < channels; ++c) {
+        const std::int8_t* from = side[s] + c * area + row * frames.width;
+        std::uint8_t* to = frames.at(tensor, row, 0) + c;
+        for (std::int64_t column = 0; column < frames.width; ++column) {
+          to[column * frames.bytes(tensor)] = static_cast<std::uint8_t>(from[column] ^ -128);
+        }
+      }
+    });
+  }
+}
+
+void WaveNetwork::encode(const std::int32_t* symbols, const std::vector<const std::int8_t*>& side,
+                         std::int64_t height, std::int64_t width, std::int32_t* ordered_symbols,
+                         std::uint8_t* indexes, int threads) const {
+  const std::int64_t area = height * width;
+  if (area == 0) return;
+  const Frames frames(*this, height, width);
+  fill_side(side, frames, threads);
+  parallel_for(height, threads, [&](std::int64_t row) {
+    for (int g = 0; g < groups_; ++g) {
+      const std::int32_t* from = symbols + g * area + row * width;
+      std::uint8_t* to = frames.at(0, row, 0) + g;
+      for (std::int64_t column = 0; column < width; ++column, to += frames.bytes(0)) {
+        *to = frame_value(from[column]);
+      }
+    }
+  });
+  AlignedBuffer raster_indexes(static_cast<std::size_t>(area * groups_));
+  run_stages(full_stages_, frames, raster_indexes.data(), threads);
+
+  // Into the order of coding: some waves to a thread, or some runs where there are few waves.
+  const std::int64_t waves = num_waves(height, width);
+  const std::int64_t parts = waves < 8 * threads ? threads : 1;
+  const std::int64_t chunks = std::min<std::int64_t>(waves, 8 * std::int64_t{threads});
+  std::vector<std::size_t> begins;  // of chunks
+  std::vector<Run> counted;
+  std::size_t total = 0;
+  for (std::int64_t t = 0, chunk = 0; t < waves; ++t) {
+    if (t == chunk * waves / chunks) {
+      begins.push_back(total);
+      ++chunk;
+    }
+    total += runs_of_wave(t, height, width, counted);
+  }
+  parallel_for(chunks * parts, threads, [&](std::int64_t item) {
+    const std::int64_t chunk = item / parts;
+    const auto part = static_cast<std::size_t>(item % parts);
+    std::size_t begin = begins[static_cast<std::size_t>(chunk)];
+    std::vector<Run> runs;
+    for (std::int64_t t = chunk * waves / chunks; t < (chunk + 1) * waves / chunks; ++t) {
+      const std::size_t size = runs_of_wave(t, height, width, runs);
+      for (std::size_t r = part; r < runs.size(); r += static_cast<std::size_t>(parts)) {
+        const Run& run = runs[r];
+        std::int64_t from = run.group * area + run.row * width + run.column;
+        const std::int64_t step = run.row_step * width + run.column_step;
+        std::size_t to = begin + run.first;
+        for (std::int64_t i = 0; i < run.count; ++i, from += step, to += run.index_step) {
+          ordered_symbols[to] = symbols[from];
+          indexes[to] = raster_indexes.data()[from];
+        }
+      }
+      begin += size;
+    }
+  });
+}
+
+void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::int8_t*>& side,
+                         std::int64_t height, std::int64_t width, std::int32_t* symbols,
+                         int threads) const {
+  const std::int64_t area = height * width;
+  if (area == 0) return;
+  const Frames frames(*this, height, width);
+  fill_side(side, frames, threads);
+  run_stages(side_stages_, frames, nullptr, threads);
+
+  // The first thread draws the symbols; meanwhile the last one writes those of the wave before to
+  // the picture. All other steps are shared. Runs are cheap, so each thread makes its own.
+  const std::int64_t waves = num_waves(height, width);
+  const std::size_t size = max_wave(height, width);
+  AlignedBuffer indexes(size);
+  AlignedBuffer drawn_bytes(2 * size * sizeof(std::int32_t));
+  const auto drawn = [&](unsigned number) {
+    return reinterpret_cast<std::int32_t*>(drawn_bytes.data()) + (number % 2) * size;
+  };
+  struct Plan {
+    std::vector<Run> runs, before;
+  };
+  std::vector<Plan> plans(static_cast<std::size_t>(threads));
+  for (Plan& plan : plans) {
+    plan.runs.reserve(max_runs(height, width));
+    plan.before.reserve(max_runs(height, width));
+  }
+  const auto write_symbols = [&](const std::vector<Run>& runs, const std::int32_t* values) {
+    for (const Run& run : runs) {
+      std::int32_t* to = symbols + run.group * area + run.row * width + run.column;
+      const std::int64_t step = run.row_step * width + run.column_step;
+      const std::int32_t* from = values + run.first;
+      for (std::int64_t i = 0; i < run.count; ++i, to += step, from += run.index_step) *to = *from;
+    }
+  };
+  const auto write_frame = [&](const std::vector<Run>& runs, const std::int32_t* values) {
+    for (const Run& run : runs) {
+      std::uint8_t* to = frames.at(0, run.row, run.column) + run.group;
+      const std::int64_t step = (run.row_step * frames.pitch + run.column_step) * frames.bytes(0);
+      const std::int32_t* from = values + run.first;
+      for (std::int64_t i = 0; i < run.count; ++i, to += step, from += run.index_step) {
+        *to = frame_value(*from);
+      }
+    }
   };
 
-  // Thread 0 draws the symbols while the others wait; each of the other steps is shared.
-  Work current = prepare(0);
-  std::vector<std::uint8_t> indexes;
-  std::vector<std::int32_t> drawn;
   std::exception_ptr error;
   std::atomic<bool> stopped{false};
-  indexes.resize(current.wave.rows.size());
   run_team(threads, [&](int thread, int team, Barrier& barrier) {
+    Plan& plan = plans[static_cast<std::size_t>(thread)];
+    unsigned number = 0;  // of waves that have symbols
     for (std::int64_t t = 0; t < waves; ++t) {
-      for (const Layer& layer : layers_) {
-        for (std::size_t i = static_cast<std::size_t>(thread); i < current.tiles.size();
-             i += static_cast<std::size_t>(team)) {
-          const Tile& tile = current.tiles[i];
-          std::uint8_t* outs[kTilePositions];
-          for (int k = 0; k < tile.count; ++k) outs[k] = indexes.data() + tile.first + k;
-          run_layer(layer, frames, tile.group, current.wave.rows.data() + tile.first,
-                    current.wave.columns.data() + tile.first, tile.count, outs);
+      const std::size_t count = runs_of_wave(t, height, width, plan.runs);
+      if (count == 0) continue;
+      for (const Stage& stage : wave_stages_) {
+        for (std::size_t r = 0; r < plan.runs.size(); ++r) {
+          const Run& run = plan.runs[r];
+          // A share of every run, so that a thread keeps to its rows from wave to wave.
+          const auto turn = static_cast<std::int64_t>(r) % team;
+          const std::int64_t end = (run.count * (thread + 1) + turn) / team;
+          for (std::int64_t begin = (run.count * thread + turn) / team; begin < end;
+               begin += kTilePositions) {
+            const std::int64_t positions = std::min(kTilePositions, end - begin);
+            std::uint8_t* out =
+                indexes.data() + run.first + static_cast<std::size_t>(begin) * run.index_step;
+            for (const std::size_t layer : stage) {
+              run_layer(layer, frames, run, begin, positions, out,
+                        static_cast<std::int64_t>(run.index_step));
+            }
+          }
         }
         barrier.wait();
       }
       if (thread == 0) {
         try {
-          const Wave& wave = current.wave;
-          drawn.resize(indexes.size());
-          decoder.decode(indexes.data(), indexes.size(), drawn.data());
-          for (int g = 0; g < groups_; ++g) {
-            const auto group = static_cast<std::size_t>(g);
-            for (std::size_t i = wave.group_begin[group]; i < wave.group_begin[group + 1]; ++i) {
-              symbols[g * area + wave.rows[i] * width + wave.columns[i]] = drawn[i];
-              frames.at(0, wave.rows[i], wave.columns[i])[g] = frame_value(drawn[i]);
-            }
-          }
-          if (t + 1 < waves) current = prepare(t + 1);
-          indexes.resize(current.wave.rows.size());
+          decoder.decode(indexes.data(), count, drawn(number));
+          write_frame(plan.runs, drawn(number));
         } catch (...) {
           error = std::current_exception();
           stopped.store(true, std::memory_order_relaxed);
         }
       }
+      if (thread == team - 1) write_symbols(plan.before, drawn(number + 1));
       barrier.wait();
       if (stopped.load(std::memory_order_relaxed)) return;
+      std::swap(plan.runs, plan.before);
+      ++number;
     }
+    if (thread == team - 1) write_symbols(plan.before, drawn(number + 1));
   });
   if (error) std::rethrow_exception(error);
 }

@@ -2,71 +2,91 @@
 // wave to decode. docs/waves.md explains it; pycodec/context/wave_network.py defines the network.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "cpu/aligned_buffer.hpp"
-#include "cpu/trimmed_conv2d_kernel.hpp"
+#include "cpu/quantized_trimmed_conv2d.hpp"
 #include "rans/decoder.hpp"
-#include "rans/tables.hpp"
 
 namespace pycodec {
 
-// A layer as the caller describes it; all pointers are to contiguous arrays, copied.
+// A layer as the caller describes it. Tensor 0 holds the symbols, each as the int8 value that it is
+// clamped to; then come the side tensors, then the output of each layer but the last, which makes
+// the table indexes.
 struct WaveLayer {
-  int input, residual, output;  // tensors; residual -1: none; output -1: the table indexes
-  int in_width, out_width;      // channels in a group
-  int kernel;                   // odd
-  const std::int8_t* weight;    // [groups][out_width][kernel][kernel][groups][in_width]
-  const std::uint8_t* mask;     // [groups out][groups in][kernel][kernel], 0 or 1
-  const std::int32_t* bias;     // [groups][out_width]
-  const std::int32_t* multiplier;
-  const std::int32_t* negative_multiplier;
-  std::int32_t residual_multiplier;
-  int shift;
-  std::int32_t lower, upper;  // of int8; of uint8 for the table indexes
+  int input, residual;  // tensors; residual -1: none
+  TrimmedConvParameters conv;
+  const std::uint8_t* active;  // as WaveOrder's phase, 0 where the layer sees nothing; or null
 };
 
-// Symbols of equal t = group_step * group + row_step * row + column_step * column are one wave.
+// Symbols of equal t = group_step * group + row_step * row + column_step * column +
+// phase[row % phase_rows][column % phase_columns] are one wave.
 struct WaveOrder {
   std::int64_t group_step, row_step, column_step;
+  std::int64_t phase_rows, phase_columns;
+  std::vector<std::int64_t> phase;
 };
 
 class WaveNetwork {
  public:
-  // Tensor 0 holds the symbols, each as the int8 value that it is clamped to. Throws
-  // std::invalid_argument for a network that is none, or that sees what is not decoded yet.
-  WaveNetwork(int groups, const std::vector<WaveLayer>& layers, const WaveOrder& order);
+  // side_widths: channels in a group of each side tensor. Throws std::invalid_argument for a
+  // network that is none, or that sees what is not decoded yet.
+  WaveNetwork(int groups, const std::vector<int>& side_widths, const std::vector<WaveLayer>& layers,
+              const WaveOrder& order);
   ~WaveNetwork();
 
   int groups() const { return groups_; }
+  const std::vector<int>& side_widths() const { return side_widths_; }
   std::int64_t num_waves(std::int64_t height, std::int64_t width) const;
 
-  // symbols: int32 [groups][height][width]. Writes them in the order of coding, with the index of
-  // the table of each.
-  void encode(const std::int32_t* symbols, std::int64_t height, std::int64_t width,
-              std::int32_t* ordered_symbols, std::uint8_t* indexes, int threads) const;
+  // symbols: int32 [groups][height][width]; side: int8 [groups * side width][height][width] each.
+  // Writes the symbols in the order of coding, with the index of the table of each.
+  void encode(const std::int32_t* symbols, const std::vector<const std::int8_t*>& side,
+              std::int64_t height, std::int64_t width, std::int32_t* ordered_symbols,
+              std::uint8_t* indexes, int threads) const;
 
   // The opposite. Throws what the decoder throws.
-  void decode(rans::Decoder& decoder, std::int64_t height, std::int64_t width,
-              std::int32_t* symbols, int threads) const;
+  void decode(rans::Decoder& decoder, const std::vector<const std::int8_t*>& side,
+              std::int64_t height, std::int64_t width, std::int32_t* symbols, int threads) const;
 
  private:
   struct Layer;
   struct Frames;
-  struct Wave;
+  struct Run;
+  using Stage = std::vector<std::size_t>;  // layers
 
   int groups_;
-  int num_tensors_ = 1;
-  int padding_ = 0;               // of every frame: the largest radius
+  std::vector<int> side_widths_;
   std::vector<int> pixel_bytes_;  // by tensor
+  std::int64_t padding_ = 0;      // of every frame: the largest radius
   std::vector<Layer> layers_;
   WaveOrder order_;
+  std::int64_t last_phase_ = 0;
+  // All layers, for a pass over whole rows; the layers known before decoding; and the others. A
+  // stage needs of what it makes itself only what is at the same place: of the same row and column
+  // (passes), and of the same group too (waves).
+  std::vector<Stage> full_stages_, side_stages_, wave_stages_;
 
-  Wave wave_at(std::int64_t t, std::int64_t height, std::int64_t width) const;
-  void run_layer(const Layer& layer, Frames& frames, int group, const std::int64_t* rows,
-                 const std::int64_t* columns, int count, std::uint8_t* const* indexes) const;
+  std::size_t residue(std::int64_t row, std::int64_t column) const;
+  struct Added {
+    bool is_known;        // before decoding
+    bool sees_elsewhere;  // an activation of its own wave at another place
+  };
+  Added add_layer(const WaveLayer& from, std::size_t number, bool is_last, std::vector<int>& widths,
+                  std::vector<bool>& known);
+  std::size_t runs_of_wave(std::int64_t t, std::int64_t height, std::int64_t width,
+                           std::vector<Run>& runs) const;
+  void add_periodic_runs(std::int64_t rest, int group, std::int64_t row, std::int64_t width,
+                         std::vector<Run>& runs, std::size_t& size) const;
+  std::size_t max_runs(std::int64_t height, std::int64_t width) const;
+  std::size_t max_wave(std::int64_t height, std::int64_t width) const;
+  void run_layer(std::size_t number, const Frames& frames, const Run& run, std::int64_t begin,
+                 std::int64_t count, std::uint8_t* indexes, std::int64_t index_step) const;
+  void run_stages(const std::vector<Stage>& stages, const Frames& frames, std::uint8_t* indexes,
+                  int threads) const;
+  void fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
+                 int threads) const;
 };
 
 }  // namespace pycodec

@@ -5,15 +5,11 @@ index of a probability table for each symbol. Its convolutions are trimmed by ma
 index depends on its own symbol or a later one; ``docs/waves.md`` has the orders and schedules.
 
 A layer has a group of ``in_width`` input and ``out_width`` output channels for each group of
-symbols. With x its input, int8, zero outside of the picture, and r another tensor at the same
-place::
+symbols; ``pycodec.ops.quantized_trimmed_conv2d`` has its arithmetic.
 
-    acc = bias + sum of weight * x over what the mask lets an output group see          int32
-    sum = acc * (multiplier if acc >= 0 else negative_multiplier) + r * residual_multiplier
-    out = clamp((sum + 2**(shift - 1)) >> shift, lower, upper)                         64 bits
-
-The two multipliers are a PReLU fused with the requantization; with equal ones there is none, with a
-``negative_multiplier`` of 0 it is a ReLU. Accumulators wrap modulo 2**32 on every backend.
+Tensors have numbers: 0 is the symbols; then come *side tensors*, which are known in full before
+decoding (features of a hyperprior, colour planes that were coded before); then the output of each
+layer but the last, which makes the table indexes.
 """
 
 from __future__ import annotations
@@ -24,31 +20,34 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from pycodec import _cpu
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet
 from pycodec.errors import InputError
+from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 
 SYMBOLS = 0
 """The tensor that holds the symbols, clamped to int8."""
+NO_PHASE = np.zeros((1, 1), np.int64)
 BACKENDS = ("native", "reference")
 
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """One layer; its output is the next tensor (the first layer makes tensor 1), or the indexes.
+    """One layer; its output is the next tensor, or the indexes.
 
     Attributes:
-        input: number of its input tensor, :data:`SYMBOLS` or an earlier layer's.
+        input: number of its input tensor: :data:`SYMBOLS`, a side tensor, or an earlier layer's.
         weight: int8 [G * out_width, k, k, G * in_width].
         mask: bool [G, G, k, k]: whether output group g sees input group g' at a tap.
         bias, multiplier, negative_multiplier: int32 [G * out_width].
         shift: 1 to 62.
-        residual: number of an earlier layer's tensor of the same width, or None.
+        residual: number of an earlier tensor of the same width, but not the symbols; or None.
         residual_multiplier: int32.
         lower, upper: the range of the output: of int8, or of uint8 for the last layer.
+        active: where the layer sees anything at all, bool [ph, pw] as the network's ``phase``; None
+            is everywhere. Elsewhere its accumulator is its bias.
     """
 
     input: int
@@ -62,6 +61,7 @@ class IntegerLayer:
     residual_multiplier: int = 0
     lower: int = -127
     upper: int = 127
+    active: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         weight, mask = np.asarray(self.weight), np.asarray(self.mask)
@@ -92,24 +92,25 @@ class IntegerLayer:
         """Output channels of a group."""
         return self.weight.shape[0] // self.groups
 
-    def trimmed_weight(self) -> NDArray[np.int8]:
-        """The weight with zeros where the mask cuts: int8 [G * out_width, k, k, G * in_width]."""
-        mask = self.mask.transpose(0, 2, 3, 1)
-        return self.weight * mask.repeat(self.out_width, 0).repeat(self.in_width, 3)
-
 
 @dataclass(frozen=True)
 class WaveNetwork:
     """An integer context network with its order of coding; immutable.
 
-    Symbol (g, h, w) belongs to wave ``a * g + b * h + c * w``, steps = (a, b, c); waves are coded
-    in turn, and within a wave groups, then rows.
+    Symbol (g, h, w) belongs to wave ``a * g + b * h + c * w + phase[h mod ph, w mod pw]``, steps =
+    (a, b, c); waves are coded in turn, and within a wave groups, then rows, then columns.
+
+    What a layer sees must belong to an earlier wave, or, unless its input is the symbols, to its
+    own. Side tensors, and what is made of them alone, may be seen everywhere, later positions too:
+    such layers run once, before the waves.
 
     Attributes:
         layers: the last one makes the table indexes, uint8, one for each symbol.
-        steps: of the order: non-negative, the last at least 1.
+        steps: of the order: 0 to 2**20.
         backend: ``native`` (C++; it keeps no SIMD level, each call takes the one in force), or
             ``reference`` (PyTorch; decodes by running the whole network for every wave).
+        side_widths: channels in a group of each side tensor.
+        phase: int64 [ph, pw], 0 to 2**20; as ``pycodec.context.orders.Order.phase``.
 
     Raises:
         InputError: the layers do not fit together, or one sees what is not decoded yet.
@@ -118,6 +119,8 @@ class WaveNetwork:
     layers: Sequence[IntegerLayer]
     steps: tuple[int, int, int]
     backend: str = "native"
+    side_widths: Sequence[int] = ()
+    phase: NDArray[np.int64] = field(default_factory=NO_PHASE.copy)
     _native: _cpu.WaveNetwork = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -125,12 +128,18 @@ class WaveNetwork:
             raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}")
         if not self.layers or any(layer.groups != self.groups for layer in self.layers):
             raise InputError("a network needs layers, all with the same groups")
-        last = len(self.layers) - 1
+        phase = np.asarray(self.phase)
+        if phase.ndim != 2 or phase.dtype.kind not in "iu":
+            raise InputError("phase must be int64 [ph, pw]")
+        for layer in self.layers:
+            if layer.active is not None and (
+                layer.active.dtype != np.bool_ or layer.active.shape != phase.shape
+            ):
+                raise InputError(f"active must be bool {list(phase.shape)}, as phase")
         descriptions = [
             {
                 "input": layer.input,
                 "residual": -1 if layer.residual is None else layer.residual,
-                "output": -1 if number == last else number + 1,
                 "in_width": layer.in_width,
                 "out_width": layer.out_width,
                 "kernel": layer.weight.shape[1],
@@ -143,10 +152,17 @@ class WaveNetwork:
                 "shift": layer.shift,
                 "lower": layer.lower,
                 "upper": layer.upper,
+                "active": None if layer.active is None else layer.active.astype(np.uint8),
             }
-            for number, layer in enumerate(self.layers)
+            for layer in self.layers
         ]
-        native = _cpu.WaveNetwork(self.groups, descriptions, list(self.steps))
+        native = _cpu.WaveNetwork(
+            self.groups,
+            list(self.side_widths),
+            descriptions,
+            list(self.steps),
+            phase.astype(np.int64),
+        )
         object.__setattr__(self, "_native", native)
 
     @property
@@ -155,60 +171,95 @@ class WaveNetwork:
         return self.layers[0].groups
 
     def num_waves(self, height: int, width: int) -> int:
-        """Waves of a picture of this size."""
+        """Waves of a picture of this size, empty ones included."""
         return self._native.num_waves(height, width)
 
-    def table_indexes(self, symbols: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """The definition: the table of each symbol, [G, H, W], of int32 [G, H, W]."""
-        tensors = [torch.from_numpy(np.clip(symbols, -128, 127)).double()[None]]
-        out = tensors[0]
+    def table_indexes(
+        self, symbols: NDArray[np.int32], side: Sequence[NDArray[np.int8]] = ()
+    ) -> NDArray[np.uint8]:
+        """The definition: the table of each symbol, [G, H, W]; arguments as of :meth:`order`."""
+        _, height, width = symbols.shape
+        planes = [np.clip(symbols, -128, 127).astype(np.int8), *self._checked(side, height, width)]
+        tensors = [torch.from_numpy(p).permute(1, 2, 0)[None].contiguous() for p in planes]
         for layer in self.layers:
-            weight = torch.from_numpy(layer.trimmed_weight()).permute(0, 3, 1, 2).double()
-            x = tensors[layer.input]
-            acc = F.conv2d(x, weight, padding=weight.shape[2] // 2)[0].long()
-            acc += torch.from_numpy(layer.bias).long()[:, None, None]
-            acc = acc.int().long()  # wraps
-            positive, negative = (
-                torch.from_numpy(m).long()[:, None, None]
-                for m in (layer.multiplier, layer.negative_multiplier)
+            out = self._run(layer, tensors, layer.mask)
+            if layer.active is not None:
+                ph, pw = layer.active.shape
+                active = np.tile(layer.active, (-(-height // ph), -(-width // pw)))
+                active = torch.from_numpy(active[:height, :width])[None, :, :, None]
+                out = torch.where(active, out, self._run(layer, tensors, layer.mask & False))
+            tensors.append(out)
+        return tensors[-1][0].permute(2, 0, 1).to(torch.uint8).numpy()
+
+    @staticmethod
+    def _run(
+        layer: IntegerLayer, tensors: Sequence[torch.Tensor], mask: NDArray[np.bool_]
+    ) -> torch.Tensor:
+        arrays = (layer.weight, mask, layer.bias, layer.multiplier, layer.negative_multiplier)
+        return quantized_trimmed_conv2d(
+            tensors[layer.input],
+            *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays),
+            layer.shift,
+            residual=None if layer.residual is None else tensors[layer.residual],
+            residual_multiplier=layer.residual_multiplier,
+            lower=layer.lower,
+            upper=layer.upper,
+            backend="reference",
+        )
+
+    def _checked(
+        self, side: Sequence[NDArray[np.int8]], height: int, width: int
+    ) -> list[NDArray[np.int8]]:
+        shapes = [(self.groups * w, height, width) for w in self.side_widths]
+        side = [np.ascontiguousarray(tensor) for tensor in side]
+        if [(s.dtype, s.shape) for s in side] != [(np.dtype(np.int8), shape) for shape in shapes]:
+            wanted = ", ".join(str(list(shape)) for shape in shapes) or "none"
+            raise InputError(
+                f"side tensors must be int8 {wanted}, "
+                f"not {', '.join(f'{s.dtype} {list(s.shape)}' for s in side) or 'none'}"
             )
-            total = acc * torch.where(acc >= 0, positive, negative)
-            if layer.residual is not None:
-                total += tensors[layer.residual][0].long() * layer.residual_multiplier
-            out = (total + (1 << (layer.shift - 1))) >> layer.shift
-            out = out.clamp(layer.lower, layer.upper)
-            tensors.append(out[None].double())
-        return out.numpy().astype(np.uint8)
+        return side
 
     def waves(self, height: int, width: int) -> list[NDArray[np.int64]]:
         """Positions of each wave in the order of coding: int64 [n, 3] of (g, h, w)."""
         g, h, w = np.indices((self.groups, height, width)).reshape(3, -1)
         t = self.steps[0] * g + self.steps[1] * h + self.steps[2] * w
+        t += self.phase[h % self.phase.shape[0], w % self.phase.shape[1]]
         order = np.argsort(t, kind="stable")  # raster order: groups, rows, columns
         positions = np.stack([g, h, w], axis=1)[order]
         ends = np.cumsum(np.bincount(t, minlength=self.num_waves(height, width)))
         return np.split(positions, ends[:-1]) if len(ends) else []
 
     def order(
-        self, symbols: NDArray[np.int32], threads: int = 1
+        self,
+        symbols: NDArray[np.int32],
+        threads: int = 1,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """All symbols in the order of coding with the index of the table of each, in one pass.
 
         Args:
             symbols: int32 [G, H, W].
             threads: of the native backend.
+            side: int8 [G * width, H, W] for each of ``side_widths``.
 
         Returns:
             int32 and uint8, [G * H * W].
+
+        Raises:
+            InputError: an argument does not fit the description above.
         """
+        _check_threads(threads)
         symbols = np.ascontiguousarray(symbols)
         if symbols.dtype != np.int32 or symbols.ndim != 3 or symbols.shape[0] != self.groups:
             raise InputError(f"symbols must be int32 [{self.groups}, H, W]")
+        side = self._checked(side, *symbols.shape[1:])
         if self.backend == "native":
-            return self._native.encode(symbols, threads)
+            return self._native.encode(symbols, side, threads)
         if symbols.size == 0:
             return np.empty(0, np.int32), np.empty(0, np.uint8)
-        indexes = self.table_indexes(symbols)
+        indexes = self.table_indexes(symbols, side)
         at = tuple(np.concatenate(self.waves(*symbols.shape[1:])).T)
         return symbols[at], indexes[at]
 
@@ -217,32 +268,48 @@ class WaveNetwork:
         symbols: NDArray[np.int32],
         tables: TableSet,
         *,
+        side: Sequence[NDArray[np.int8]] = (),
         lanes: int | None = None,
         threads: int = 1,
     ) -> bytes:
-        """A rANS stream of int32 [G, H, W]; arguments as of :func:`pycodec.coding.rans.encode`."""
-        ordered, indexes = self.order(symbols, threads)
+        """A rANS stream of symbols, int32 [G, H, W].
+
+        Arguments as of :meth:`order` and :func:`pycodec.coding.rans.encode`.
+        """
+        ordered, indexes = self.order(symbols, threads, side=side)
         return rans.encode(ordered, indexes, tables, lanes=lanes)
 
     def decode(
-        self, data: bytes, tables: TableSet, height: int, width: int, *, threads: int = 1
+        self,
+        data: bytes,
+        tables: TableSet,
+        height: int,
+        width: int,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
+        threads: int = 1,
     ) -> NDArray[np.int32]:
         """The symbols of a stream of :meth:`encode`: int32 [G, height, width].
 
         Raises:
-            InputError: a size is negative.
+            InputError: a size is negative, or side tensors are not those of :meth:`order`.
             CorruptStreamError: the stream is damaged.
         """
         if height < 0 or width < 0:
             raise InputError(f"a picture cannot have {height} x {width} pixels")
-        if not 1 <= threads <= 1024:
-            raise InputError(f"threads must be 1 to 1024, not {threads!r}")
+        _check_threads(threads)
+        side = self._checked(side, height, width)
         if self.backend == "native":
-            return self._native.decode(data, tables.native, height, width, threads)
+            return self._native.decode(data, tables.native, side, height, width, threads)
         symbols = np.zeros((self.groups, height, width), np.int32)
         decoder = rans.RansDecoder(data, tables)
         for wave in self.waves(height, width) if symbols.size else []:
             at = tuple(wave.T)
-            symbols[at] = decoder.decode(self.table_indexes(symbols)[at])
+            symbols[at] = decoder.decode(self.table_indexes(symbols, side)[at])
         decoder.finish()
         return symbols
+
+
+def _check_threads(threads: int) -> None:
+    if not 1 <= threads <= 1024:
+        raise InputError(f"threads must be 1 to 1024, not {threads!r}")

@@ -6,6 +6,13 @@ Every operation is a file here, and has the same name where its kernels are: ``c
 
 from pycodec.ops.masked_conv2d import masked_conv2d
 from pycodec.ops.quantized_conv2d import QuantizedConv2d, quantized_conv2d
+from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 
-__all__ = ["QuantizedConv2d", "masked_conv2d", "quantized_conv2d", "trimmed_conv2d"]
+__all__ = [
+    "QuantizedConv2d",
+    "masked_conv2d",
+    "quantized_conv2d",
+    "quantized_trimmed_conv2d",
+    "trimmed_conv2d",
+]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -127,7 +129,7 @@ def test_indexes_vary_and_depend_on_earlier_symbols():
     assert (network.table_indexes(symbols) != before).sum() > 3
 
 
-@pytest.mark.parametrize("name", ["raster", "plane", "zigzag", "diagonal", "slope"])
+@pytest.mark.parametrize("name", ["raster", "plane", "zigzag", "channelwise", "diagonal", "slope"])
 def test_orders_and_their_schedules(name):
     """The masks of an order pass the engine's check with the steps that the schedule found."""
     order, groups, height, width = CODING_ORDERS[name], 3, 7, 9
@@ -138,7 +140,7 @@ def test_orders_and_their_schedules(name):
     random = random_network(rng, (9, 3, 1), groups, (4, 6), (3, 5))
     network = WaveNetwork(
         [
-            IntegerLayer(**{**layer.__dict__, "mask": mask(order, kind, groups, groups, k).numpy()})
+            replace(layer, mask=mask(order, kind, groups, groups, k).numpy())
             for layer, kind, k in zip(random.layers, kinds, kernels, strict=True)
         ],
         tuple(int(step) for step in schedule.weights),
@@ -150,6 +152,227 @@ def test_orders_and_their_schedules(name):
     symbols = random_volume(rng, groups, height, width)
     stream = network.encode(symbols, TABLES)
     np.testing.assert_array_equal(network.decode(stream, TABLES, height, width), symbols)
+
+
+def side_network(rng, steps, groups, kernel, *, phase=None, active=None, **options):
+    """Two side tensors; layers of them alone, with masks that see everything; and the symbols."""
+
+    def layer(source, in_width, out_width, layer_mask, **changes):
+        channels, size = groups * out_width, layer_mask.shape[2]
+        fan_in = max(1, layer_mask.sum() * in_width / groups)
+        unit = 2.0**20 / (40 * np.sqrt(fan_in))
+        weight = (channels, size, size, groups * in_width)
+        return IntegerLayer(
+            **{
+                "input": source,
+                "weight": rng.integers(-127, 128, weight).astype(np.int8),
+                "mask": layer_mask,
+                "bias": rng.integers(-2000, 2000, channels).astype(np.int32),
+                "multiplier": np.full(channels, unit, np.int32),
+                "negative_multiplier": np.full(channels, unit / 4, np.int32),
+                "shift": 20,
+                "residual_multiplier": 1 << 19,
+                **changes,
+            }
+        )
+
+    def free(size):
+        return np.ones((groups, groups, size, size), bool)
+
+    if phase is None:
+        masks = [causal_mask(steps, groups, kernel, strict) for strict in (True, False)]
+    else:
+        masks = [mask("checkerboard", kind, groups, groups, kernel).numpy() for kind in "AB"]
+    first, hidden = masks
+    layers = [
+        layer(1, 2, 3, free(3)),  # 3: a side layer
+        layer(3, 3, 4, free(kernel), residual=2),  # 4: a side layer with a side residual
+        layer(0, 1, 4, first, residual=4, active=active),  # 5: symbols
+        layer(4, 4, 4, free(3), residual=5),  # 6: sees side only, adds what depends on symbols
+        layer(6, 4, 4, hidden),  # 7
+        layer(7, 4, 4, hidden & (np.eye(kernel) == 2), residual=6),  # 8: its bias and residual
+        layer(
+            8,
+            4,
+            1,
+            hidden,
+            lower=0,
+            upper=TABLES.num_tables - 1,
+            bias=np.full(groups, 16 << 6, np.int32),
+            multiplier=np.full(groups, 1 << 14, np.int32),
+            negative_multiplier=np.full(groups, 1 << 14, np.int32),
+        ),
+    ]
+    if phase is not None:
+        options["phase"] = phase
+    return WaveNetwork(layers, steps, side_widths=(2, 4), **options)
+
+
+def random_side(rng, network, height, width):
+    return [
+        rng.integers(-128, 128, (network.groups * w, height, width)).astype(np.int8)
+        for w in network.side_widths
+    ]
+
+
+def assert_codes(network, symbols, side=(), threads=1):
+    """Native order, encode and decode are the reference's."""
+    reference = replace(network, backend="reference")
+    ordered, indexes = reference.order(symbols, side=side)
+    _, height, width = symbols.shape
+    for level in LEVELS:
+        with simd_level(level):
+            native = network.order(symbols, threads, side=side)
+            np.testing.assert_array_equal(native[0], ordered)
+            np.testing.assert_array_equal(native[1], indexes)
+            stream = network.encode(symbols, TABLES, side=side, threads=threads)
+            decoded = network.decode(stream, TABLES, height, width, side=side, threads=threads)
+            np.testing.assert_array_equal(decoded, symbols)
+    return indexes
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    order=st.sampled_from([*sorted(ORDERS), "channelwise", "rows", "columns", "checkerboard"]),
+    groups=st.integers(1, 4),
+    kernel=st.sampled_from([1, 3, 5]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 30),
+    threads=st.integers(1, 3),
+)
+def test_side_tensors(seed, order, groups, kernel, height, width, threads):
+    """In every order, those whose waves hold several symbols of a row or a column too."""
+    rng = np.random.default_rng(seed)
+    steps = {"channelwise": (1, 0, 0), "rows": (1, 2, 0), "columns": (0, 0, 1)}
+    network = (
+        side_network(rng, (0, 0, 0), groups, kernel, **CHECKERBOARD)
+        if order == "checkerboard"
+        else side_network(rng, {**ORDERS, **steps}[order], groups, kernel)
+    )
+    symbols = random_volume(rng, groups, height, width)
+    assert_codes(network, symbols, random_side(rng, network, height, width), threads)
+
+
+CHECKERBOARD = {
+    "phase": CODING_ORDERS["checkerboard"].phase,
+    "active": CODING_ORDERS["checkerboard"].active("A"),
+}
+
+
+def test_reference_decodes_with_side_tensors():
+    rng = np.random.default_rng(10)
+    network = side_network(rng, (1, 1, 1), 2, 3)
+    symbols, side = random_volume(rng, 2, 4, 5), random_side(rng, network, 4, 5)
+    stream = network.encode(symbols, TABLES, side=side)
+    reference = replace(network, backend="reference")
+    np.testing.assert_array_equal(reference.decode(stream, TABLES, 4, 5, side=side), symbols)
+
+
+def test_side_tensors_are_seen_and_must_fit():
+    rng = np.random.default_rng(11)
+    network = side_network(rng, (1, 1, 1), 2, 3)
+    symbols, side = random_volume(rng, 2, 6, 7), random_side(rng, network, 6, 7)
+    before = network.order(symbols, side=side)[1]
+    for changed in ([-side[0] // 2, side[1]], [side[0], -side[1] // 2]):
+        assert (network.order(symbols, side=changed)[1] != before).sum() > 10
+    stream = network.encode(symbols, TABLES, side=side)
+    for wrong in (
+        [],
+        side[:1],
+        [*side, side[0]],
+        side[::-1],
+        [side[0][:, :5], side[1]],
+        [side[0].astype(np.int32), side[1]],
+    ):
+        for backend in ("native", "reference"):
+            same = replace(network, backend=backend)
+            with pytest.raises(InputError, match="side"):
+                same.encode(symbols, TABLES, side=wrong)
+            with pytest.raises(InputError, match="side"):
+                same.decode(stream, TABLES, 6, 7, side=wrong)
+
+
+def test_only_side_layers_may_see_everything():
+    rng = np.random.default_rng(12)
+    network = side_network(rng, (1, 1, 1), 2, 3)
+    for number in (2, 4, 6):  # those whose input depends on symbols
+        layers = list(network.layers)
+        layers[number] = replace(layers[number], mask=np.ones_like(layers[number].mask))
+        with pytest.raises(InputError, match="not decoded"):
+            replace(network, layers=layers)
+    for widths in ((2,), (2, 5), (0, 4), ()):
+        with pytest.raises(InputError):
+            replace(network, side_widths=widths)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 4),
+    steps=st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)),
+    groups=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 20),
+    threads=st.integers(1, 3),
+)
+def test_any_phase(seed, rows, columns, steps, groups, height, width, threads):
+    """Waves are as the reference makes them; layers see the most that is causal at all places."""
+    rng = np.random.default_rng(seed)
+    phase = rng.integers(0, 4, (rows, columns))
+    active = rng.random((rows, columns)) < 0.7
+    kernel = 3
+    out, seen, down, right = np.indices((groups, groups, kernel, kernel))
+    later = steps[0] * (seen - out) + steps[1] * (down - 1) + steps[2] * (right - 1)
+    row, column = np.indices(phase.shape)[:, :, :, None, None, None, None]
+    to = phase[(row + down - 1) % rows, (column + right - 1) % columns]
+    change = later + to - phase[:, :, None, None, None, None]
+    first, hidden = (change[active] < 0).all(0), (change <= 0).all((0, 1))
+    random = random_network(rng, (9, 3, 1), groups, (4, 6), (3, 3))
+    masks, actives = (first, hidden, hidden), (active, None, None)
+    layers = [
+        replace(layer, mask=m, active=a)
+        for layer, m, a in zip(random.layers, masks, actives, strict=True)
+    ]
+    network = WaveNetwork(layers, steps, phase=phase)
+    assert_codes(network, random_volume(rng, groups, height, width), threads=threads)
+
+
+def test_checkerboard():
+    """Two waves; the second sees the first, the first sees nothing."""
+    rng = np.random.default_rng(13)
+    order, groups, size = CODING_ORDERS["checkerboard"], 3, (9, 12)
+    random = random_network(rng, (9, 3, 1), groups, (4, 6), (5, 3))
+    network = WaveNetwork(
+        [
+            replace(
+                layer,
+                mask=mask(order, kind, groups, groups, layer.mask.shape[2]).numpy(),
+                active=order.active(kind),
+            )
+            for layer, kind in zip(random.layers, "ABB", strict=True)
+        ],
+        (0, 0, 0),
+        phase=order.phase,
+    )
+    assert network.num_waves(*size) == 2
+    symbols = random_volume(rng, groups, *size)
+    indexes = assert_codes(network, symbols, threads=2)
+    even = len(network.waves(*size)[0])
+    symbols[:, 4, 4] += 3  # even
+    changed = assert_codes(network, symbols) != indexes
+    assert not changed[:even].any()
+    assert changed[even:].sum() > 3
+    for layers in (
+        [replace(network.layers[0], active=None), *network.layers[1:]],
+        [replace(network.layers[0], active=np.ones((1, 2), bool)), *network.layers[1:]],
+    ):
+        with pytest.raises(InputError):
+            replace(network, layers=layers)
+    for phase in (np.zeros(2, np.int64), np.full((1, 1), -1), np.zeros((65, 1), np.int64)):
+        with pytest.raises(InputError):
+            replace(network, phase=phase)
 
 
 def test_number_of_waves():
@@ -208,9 +431,6 @@ def test_networks_that_look_ahead_are_refused():
     ahead = head.mask.copy()
     ahead[0, 0, 1, 2] = True
 
-    def replace(layer, **changes):
-        return IntegerLayer(**{**layer.__dict__, **changes})
-
     for layers in (
         [replace(first, mask=own), head],
         [first, replace(head, mask=ahead)],
@@ -225,7 +445,7 @@ def test_networks_that_look_ahead_are_refused():
     ):
         with pytest.raises(InputError):
             WaveNetwork(layers, (1, 1, 1))
-    for steps in ((1, 1, 0), (-1, 1, 1), (1, 1, 1 << 30)):
+    for steps in ((1, 1, 0), (-1, 1, 1), (1, 1, 1 << 21)):
         with pytest.raises(InputError):
             WaveNetwork(good.layers, steps)
 
@@ -239,3 +459,5 @@ def test_arguments_that_do_not_fit():
         network.decode(b"", TABLES, -1, 4)
     with pytest.raises(InputError, match="threads"):
         network.decode(b"", TABLES, 4, 4, threads=0)
+    with pytest.raises(InputError, match="threads"):
+        network.order(np.zeros((3, 4, 4), np.int32), 0)

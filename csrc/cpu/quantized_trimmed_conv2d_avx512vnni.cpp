@@ -1,0 +1,254 @@
+// AVX-512 VNNI in vectors of 8 lanes: groups of a context network are narrow, and a processor that
+// halves its 512-bit vectors loses nothing. Requantization has 8 lanes of 64 bits.
+#include <immintrin.h>
+
+#include "cpu/quantized_trimmed_conv2d_kernel.hpp"
+
+namespace pycodec {
+namespace {
+
+constexpr int kVectorBytes = 32;
+
+// Of the 32 registers, 24 are accumulators at most.
+constexpr int positions_in_tile(int vectors) { return vectors <= 2 ? 12 / vectors : 6; }
+
+inline __m256i load_8(const std::int32_t* values) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+}
+
+// What the outputs of a layer share.
+struct Requantizer {
+  explicit Requantizer(const TrimmedLayer& layer)
+      : half(_mm512_set1_epi64(std::int64_t{1} << (layer.shift - 1))),
+        shift(_mm_cvtsi32_si128(layer.shift)),
+        lower(_mm_set1_epi16(static_cast<short>(layer.lower))),
+        upper(_mm_set1_epi16(static_cast<short>(layer.upper))),
+        flip(_mm_set1_epi8(static_cast<char>(layer.flip))),
+        residual_flip(_mm_set1_epi8(static_cast<char>(layer.residual_flip))),
+        residual_multiplier(_mm512_set1_epi64(layer.residual_multiplier)) {}
+
+  // Eight outputs in the low bytes. Saturation to 16 bits leaves every clamp to a byte as it is.
+  template <bool HasResidual>
+  __m128i run(__m256i acc, __m512i positive, __m512i negative, __m128i residual) const {
+    const __mmask8 is_negative = _mm256_cmplt_epi32_mask(acc, _mm256_setzero_si256());
+    const __m512i multiplier = _mm512_mask_mov_epi64(positive, is_negative, negative);
+    __m512i sum = _mm512_mul_epi32(_mm512_cvtepi32_epi64(acc), multiplier);
+    sum = _mm512_add_epi64(sum, half);
+    if (HasResidual) {
+      const __m512i value = _mm512_cvtepi8_epi64(_mm_xor_si128(residual, residual_flip));
+      sum = _mm512_add_epi64(sum, _mm512_mul_epi32(value, residual_multiplier));
+    }
+    __m128i out = _mm512_cvtsepi64_epi16(_mm512_sra_epi64(sum, shift));
+    out = _mm_min_epi16(_mm_max_epi16(out, lower), upper);
+    return _mm_xor_si128(_mm_cvtepi16_epi8(out), flip);
+  }
+
+  __m512i half;
+  __m128i shift, lower, upper, flip, residual_flip;
+  __m512i residual_multiplier;
+};
+
+inline __m512i widened(const std::int32_t* values) { return _mm512_cvtepi32_epi64(load_8(values)); }
+
+inline __m256i load_group(const std::uint8_t* p) {
+  std::int32_t group;
+  __builtin_memcpy(&group, p, sizeof group);
+  return _mm256_set1_epi32(group);
+}
+
+// acc += x * weights. In assembly, since GCC 12 copies every
+// accumulator twice for the intrinsic. All loops over accumulators must be unrolled, as an index
+// known at run time only would keep them in memory.
+inline void add_products(__m256i& acc, __m256i x, __m256i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
+}
+
+// The first `count` <= 8 bytes: masked stores are slow on some processors.
+inline void store_bytes(std::uint8_t* out, __m128i bytes, int count) {
+  auto rest = static_cast<std::uint64_t>(_mm_cvtsi128_si64(bytes));
+  if (count >= 8) {
+    __builtin_memcpy(out, &rest, 8);
+    return;
+  }
+  if (count & 4) {
+    __builtin_memcpy(out, &rest, 4);
+    out += 4;
+    rest >>= 32;
+  }
+  if (count & 2) {
+    __builtin_memcpy(out, &rest, 2);
+    out += 2;
+    rest >>= 16;
+  }
+  if (count & 1) *out = static_cast<std::uint8_t>(rest);
+}
+
+// The outputs of Positions positions in the Vectors vectors from `first` on.
+template <int Vectors, int Positions, bool HasResidual>
+void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
+              std::int64_t position, int first, const std::int8_t* weights) {
+  constexpr int kRows = (Positions + 3) / 4;  // of four positions, for short addresses
+  __m256i acc[Positions][Vectors];
+#pragma GCC unroll 12
+  for (int p = 0; p < Positions; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      acc[p][v] = load_8(layer.bias + (first + v) * kTrimmedLanes);
+    }
+  }
+  const std::int64_t step = tile.window_step;
+  const std::int64_t step3 = 3 * step;
+  const std::uint8_t* window = tile.window + position * step;
+  for (int i = 0; i < layer.num_inputs; ++i) {
+    __m256i w[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v, weights += kVectorBytes) {
+      w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
+    }
+    const std::uint8_t* row = window + layer.inputs[i];
+#pragma GCC unroll 3
+    for (int r = 0; r < kRows; ++r, row += 4 * step) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const int p = 4 * r + k;
+        if (p >= Positions) break;
+        const std::uint8_t* pixel = k == 0   ? row
+                                    : k == 1 ? row + step
+                                    : k == 2 ? row + 2 * step
+                                             : row + step3;
+        const __m256i group = load_group(pixel);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) add_products(acc[p][v], group, w[v]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    const int channel = (first + v) * kTrimmedLanes;
+    const int channels = layer.width - channel;
+    const auto mask = static_cast<__mmask16>(channels < kTrimmedLanes ? (1 << channels) - 1 : 0xFF);
+    const __m512i positive = widened(layer.multiplier + channel);
+    const __m512i negative = widened(layer.negative_multiplier + channel);
+    std::uint8_t* out = tile.out + position * tile.out_step + channel;
+    const std::uint8_t* residual =
+        HasResidual ? tile.residual + position * tile.residual_step + channel : nullptr;
+#pragma GCC unroll 12
+    for (int p = 0; p < Positions; ++p, out += tile.out_step) {
+      __m128i bytes = _mm_setzero_si128();
+      if (HasResidual) {
+        bytes = _mm_maskz_loadu_epi8(mask, residual);
+        residual += tile.residual_step;
+      }
+      store_bytes(out, requantizer.run<HasResidual>(acc[p][v], positive, negative, bytes),
+                  channels);
+    }
+  }
+}
+
+// All positions for Vectors vectors: as many as possible at a time, then fewer.
+template <int Vectors, bool HasResidual>
+void run_chunk(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
+               int first, const std::int8_t* weights) {
+  constexpr int kPositions = positions_in_tile(Vectors);
+  std::int64_t position = 0;
+  for (; position + kPositions <= tile.positions; position += kPositions) {
+    run_tile<Vectors, kPositions, HasResidual>(layer, tile, requantizer, position, first, weights);
+  }
+  if constexpr (kPositions > 4) {
+    for (; position + 4 <= tile.positions; position += 4) {
+      run_tile<Vectors, 4, HasResidual>(layer, tile, requantizer, position, first, weights);
+    }
+  }
+  for (; position < tile.positions; ++position) {
+    run_tile<Vectors, 1, HasResidual>(layer, tile, requantizer, position, first, weights);
+  }
+}
+
+template <bool HasResidual>
+void run_chunks(const TrimmedLayer& layer, const TrimmedTile& tile) {
+  constexpr decltype(&run_chunk<1, HasResidual>) kRunChunk[kTrimmedMaxVectors] = {
+      run_chunk<1, HasResidual>, run_chunk<2, HasResidual>, run_chunk<3, HasResidual>,
+      run_chunk<4, HasResidual>};
+  const Requantizer requantizer(layer);
+  const std::int8_t* weights = layer.weights;
+  for (int first = 0; first < layer.vectors; first += kTrimmedMaxVectors) {
+    const int left = layer.vectors - first;
+    const int vectors = left < kTrimmedMaxVectors ? left : kTrimmedMaxVectors;
+    kRunChunk[vectors - 1](layer, tile, requantizer, first, weights);
+    weights += std::int64_t{layer.num_inputs} * vectors * kVectorBytes;
+  }
+}
+
+// The sums of eight vectors, each a lane.
+inline __m256i sums_of_8(const __m256i* v) {
+  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                          _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+// One output channel: lanes are input channels, and after the sum eight positions.
+void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
+  const Requantizer requantizer(layer);
+  const __m256i bias = _mm256_set1_epi32(layer.bias[0]);
+  const __m512i positive = _mm512_set1_epi64(layer.multiplier[0]);
+  const __m512i negative = _mm512_set1_epi64(layer.negative_multiplier[0]);
+  for (std::int64_t position = 0; position < tile.positions; position += 8) {
+    const std::int64_t left = tile.positions - position;
+    const int count = left < 8 ? static_cast<int>(left) : 8;
+    // Positions beyond the last are computed like it and not stored.
+    std::int64_t places[8];
+    __m256i acc[8];
+#pragma GCC unroll 8
+    for (int p = 0; p < 8; ++p) {
+      places[p] = (position + (p < count ? p : count - 1)) * tile.window_step;
+      acc[p] = _mm256_setzero_si256();
+    }
+    for (int b = 0; b < layer.num_blocks; ++b) {
+      const __m256i w = _mm256_load_si256(
+          reinterpret_cast<const __m256i*>(layer.block_weights + std::int64_t{b} * kTrimmedBlock));
+      const std::uint8_t* window = tile.window + layer.blocks[b];
+#pragma GCC unroll 8
+      for (int p = 0; p < 8; ++p) {
+        const auto* pixel = reinterpret_cast<const __m256i*>(window + places[p]);
+        add_products(acc[p], _mm256_loadu_si256(pixel), w);
+      }
+    }
+    const __m256i sums = _mm256_add_epi32(sums_of_8(acc), bias);
+    std::uint64_t outs;
+    if (tile.residual) {
+      std::uint8_t residuals[8] = {};
+      for (int p = 0; p < count; ++p) {
+        residuals[p] = tile.residual[(position + p) * tile.residual_step];
+      }
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residuals));
+      outs = static_cast<std::uint64_t>(
+          _mm_cvtsi128_si64(requantizer.run<true>(sums, positive, negative, bytes)));
+    } else {
+      outs = static_cast<std::uint64_t>(
+          _mm_cvtsi128_si64(requantizer.run<false>(sums, positive, negative, _mm_setzero_si128())));
+    }
+    std::uint8_t* out = tile.out + position * tile.out_step;
+    if (tile.out_step == 1 && count == 8) {
+      __builtin_memcpy(out, &outs, 8);
+    } else {
+      for (int p = 0; p < count; ++p, outs >>= 8, out += tile.out_step) {
+        *out = static_cast<std::uint8_t>(outs);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_trimmed_avx512vnni(const TrimmedLayer& layer, const TrimmedTile& tile) {
+  if (layer.num_blocks > 0) {
+    run_narrow(layer, tile);
+  } else if (tile.residual) {
+    run_chunks<true>(layer, tile);
+  } else {
+    run_chunks<false>(layer, tile);
+  }
+}
+
+}  // namespace pycodec
