@@ -17,9 +17,9 @@ namespace {
 
 // A tile's input should stay in the second-level cache while all output channels are computed.
 constexpr std::int64_t kTileFloats = 96 * 1024;
-constexpr std::int64_t kTileColumns = 192;  // a multiple of nearly every block
 constexpr std::int64_t kMinTileColumns = 48;
-constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kMaxTileColumns = 192;
+constexpr std::int64_t kMaxTileRows = 16;
 
 const FloatTrimmedKernel& kernel_for(SimdLevel level) {
   switch (level) {
@@ -56,70 +56,43 @@ void check(const FloatTrimmedShape& s) {
 // [in_channels][rows + kernel_height - 1][stride] with zeros around the picture.
 struct Tiling {
   std::int64_t rows, columns;
-  std::int64_t stride;
+  std::int64_t buffer_rows, stride;
   std::int64_t tiles_down, tiles_across;
 
-  std::int64_t buffer_rows(const FloatTrimmedShape& s) const { return rows + s.kernel_height - 1; }
-  std::int64_t buffer_floats(const FloatTrimmedShape& s) const {
-    return s.in_channels * buffer_rows(s) * stride;
-  }
+  Tiling(const FloatTrimmedShape& s, std::int64_t rows_, std::int64_t columns_)
+      : rows(rows_),
+        columns(columns_),
+        buffer_rows(rows + s.kernel_height - 1),
+        stride(columns + s.kernel_width - 1),
+        tiles_down(ceil_div(s.height, rows)),
+        tiles_across(ceil_div(s.width, columns)) {}
 };
 
 // The tiles that take least time, if a multiply-add takes 1 / lanes and a copied value 1 / 2. Sums
 // do not depend on tiles, so these may depend on the number of threads.
 Tiling choose_tiling(const FloatTrimmedShape& s, std::int64_t macs, int lanes, int threads) {
-  Tiling tiling{};
-  std::int64_t across = ceil_div(s.width, kTileColumns);
-  for (;; ++across) {
-    tiling.columns = std::min(s.width, round_up(ceil_div(s.width, across), lanes));
-    tiling.stride = tiling.columns + s.kernel_width - 1;
-    tiling.tiles_across = ceil_div(s.width, tiling.columns);
-    tiling.rows = 1;
-    if (tiling.columns <= kMinTileColumns || tiling.buffer_floats(s) <= kTileFloats) break;
-  }
-  double best = std::numeric_limits<double>::infinity();
-  Tiling chosen = tiling;
-  for (; tiling.rows <= std::min(s.height, kTileRows); ++tiling.rows) {
-    if (tiling.rows > 1 && tiling.buffer_floats(s) > kTileFloats) break;
-    tiling.tiles_down = ceil_div(s.height, tiling.rows);
-    const std::int64_t tiles = s.batch * tiling.tiles_down * tiling.tiles_across;
-    const double seconds = static_cast<double>(ceil_div(tiles, threads)) *
-                           (static_cast<double>(tiling.rows * macs) / lanes +
-                            static_cast<double>(tiling.buffer_rows(s) * s.in_channels) / 2);
-    if (seconds < best) {
-      best = seconds;
-      chosen = tiling;
-    }
-  }
-  return chosen;
-}
-
-// Neighbouring output channels that see the same taps.
-struct Run {
-  std::int64_t first_channel, channels;
-  std::vector<std::int64_t> taps;  // indexes into a channel's weights
-  std::vector<std::int32_t> offsets;
-};
-
-std::vector<Run> find_runs(const FloatTrimmedShape& s, const bool* mask) {
-  const std::int64_t taps = s.kernel_height * s.kernel_width;
-  const std::int64_t group_mask = s.groups_in * taps;
-  const std::int64_t width_out = s.out_channels / s.groups_out;
-  const std::int64_t width_in = s.in_channels / s.groups_in;
-  std::vector<Run> runs;
-  for (std::int64_t group = 0; group < s.groups_out; ++group, mask += group_mask) {
-    if (group > 0 && std::equal(mask, mask + group_mask, mask - group_mask)) {
-      runs.back().channels += width_out;
-      continue;
-    }
-    runs.push_back({group * width_out, width_out, {}, {}});
-    for (std::int64_t c = 0; c < s.in_channels; ++c) {
-      for (std::int64_t tap = 0; tap < taps; ++tap) {
-        if (mask[c / width_in * taps + tap]) runs.back().taps.push_back(c * taps + tap);
+  const auto width_of = [&](std::int64_t across) {
+    return std::min(s.width, round_up(ceil_div(s.width, across), lanes));
+  };
+  Tiling best(s, 1, width_of(ceil_div(s.width, kMinTileColumns)));
+  double best_cost = std::numeric_limits<double>::infinity();
+  for (std::int64_t across = ceil_div(s.width, kMaxTileColumns);
+       across <= ceil_div(s.width, kMinTileColumns); ++across) {
+    for (std::int64_t rows = 1; rows <= std::min(s.height, kMaxTileRows); ++rows) {
+      const Tiling tiling(s, rows, width_of(across));
+      const std::int64_t values = s.in_channels * tiling.buffer_rows * tiling.stride;
+      if (values > kTileFloats) break;
+      const std::int64_t tiles = s.batch * tiling.tiles_down * tiling.tiles_across;
+      const std::int64_t vectors = rows * ceil_div(tiling.columns, lanes);
+      const double cost = static_cast<double>(ceil_div(tiles, threads)) *
+                          (static_cast<double>(vectors * macs) + static_cast<double>(values) / 2);
+      if (cost < best_cost) {
+        best_cost = cost;
+        best = tiling;
       }
     }
   }
-  return runs;
+  return best;
 }
 
 class Layer {
@@ -128,158 +101,193 @@ class Layer {
         int threads)
       : shape_(shape),
         kernel_(kernel_for(simd_level())),
-        runs_(find_runs(shape, mask)),
-        tiling_(choose_tiling(shape, macs(), kernel_.lanes, threads)),
-        weights_(static_cast<std::size_t>(macs()) * sizeof(float)),
-        bias_(bias, bias + shape.out_channels) {
-    if (tiling_.buffer_floats(shape) > std::numeric_limits<std::int32_t>::max()) {
+        group_out_(shape.out_channels / shape.groups_out),
+        group_in_(shape.in_channels / shape.groups_in),
+        taps_(shape.kernel_height * shape.kernel_width),
+        mask_(mask),
+        bias_(bias),
+        macs_(std::count(mask, mask + shape.groups_out * shape.groups_in * taps_, true) *
+              group_out_ * group_in_),
+        tiling_(choose_tiling(shape, macs_, kernel_.lanes, threads)),
+        weights_(static_cast<std::size_t>(macs_) * sizeof(float)) {
+    if (buffer_floats() > std::numeric_limits<std::int32_t>::max()) {
       throw std::invalid_argument("the layer is too large for 32-bit offsets");
     }
-    make_offsets();
-    make_chunks();
+    make_blocks();
     pack_weights(weight, threads);
   }
 
   void run(const float* x, float* out, int threads) const {
     const std::int64_t tiles = shape_.batch * tiling_.tiles_down * tiling_.tiles_across;
     std::atomic<std::int64_t> next{0};
-    const auto workers = std::min<std::int64_t>(threads, tiles);
-    parallel_for(workers, threads, [&](std::int64_t) {
-      // Uninitialized lanes would do no harm, but a vector may reach past the last row.
-      Buffers buffers(tiling_.buffer_floats(shape_) + kernel_.lanes, out_floats());
-      for (std::int64_t tile; (tile = next.fetch_add(1)) < tiles;) run_tile(tile, x, out, buffers);
+    parallel_for(std::min<std::int64_t>(threads, tiles), threads, [&](std::int64_t) {
+      std::vector<float> in(static_cast<std::size_t>(buffer_floats()));
+      std::vector<float> sums(static_cast<std::size_t>(
+          kernel_.max_channels * round_up(tiling_.rows * tiling_.stride, kernel_.lanes)));
+      for (std::int64_t tile; (tile = next.fetch_add(1)) < tiles;) {
+        run_tile(tile, x, out, in.data(), sums.data());
+      }
     });
   }
 
  private:
-  struct Buffers {
-    Buffers(std::int64_t in_floats, std::int64_t out_floats)
-        : in(static_cast<std::size_t>(in_floats)), out(static_cast<std::size_t>(out_floats)) {}
-    std::vector<float> in, out;
+  struct Pass {
+    std::int64_t first_channel;
+    std::vector<std::int64_t> taps;  // indexes into the weights of a channel
+    std::vector<std::int32_t> offsets;
+    FloatTrimmedPass kernel;
   };
 
-  // Multiply-adds to a position.
-  std::int64_t macs() const {
-    std::int64_t sum = 0;
-    for (const Run& run : runs_) {
-      sum += run.channels * static_cast<std::int64_t>(run.taps.size());
+  // Output channels that are computed together. What all of them see comes first, then what half of
+  // them sees besides, and so on: each group sees nearly all that the one before it sees, so groups
+  // of few channels are computed in larger blocks for the most part.
+  struct Block {
+    std::int64_t first_channel, channels;
+    std::vector<Pass> passes;
+  };
+
+  // A vector may reach past the last row, so there are some values more.
+  std::int64_t buffer_floats() const {
+    return shape_.in_channels * tiling_.buffer_rows * tiling_.stride + kernel_.lanes;
+  }
+
+  void make_blocks() {
+    const std::int64_t groups_to_block =
+        std::max<std::int64_t>(kernel_.max_channels / group_out_, 1);
+    const auto* weights = reinterpret_cast<const float*>(weights_.data());
+    for (std::int64_t group = 0; group < shape_.groups_out; group += groups_to_block) {
+      const std::int64_t end = std::min(group + groups_to_block, shape_.groups_out);
+      const std::int64_t channels = (end - group) * group_out_;
+      // A group that is too wide for a block is cut evenly.
+      for (std::int64_t left = channels; left > 0;) {
+        const std::int64_t width = ceil_div(left, ceil_div(left, kernel_.max_channels));
+        blocks_.push_back({group * group_out_ + channels - left, width, {}});
+        const std::vector<bool> nothing(static_cast<std::size_t>(shape_.groups_in * taps_));
+        add_passes(blocks_.back(), group, end, nothing, weights);
+        left -= width;
+      }
     }
-    return sum;
   }
 
-  std::int64_t out_floats() const {
-    return kernel_.max_channels * tiling_.rows * round_up(tiling_.stride, kernel_.lanes);
-  }
-
-  void make_offsets() {
-    const std::int64_t taps = shape_.kernel_height * shape_.kernel_width;
-    for (Run& run : runs_) {
-      run.offsets.reserve(run.taps.size());
-      for (const std::int64_t tap : run.taps) {
-        const std::int64_t row =
-            tap / taps * tiling_.buffer_rows(shape_) + tap % taps / shape_.kernel_width;
-        run.offsets.push_back(
+  // The passes for the groups begin ... end - 1 of a block, of which `done` was in earlier passes.
+  void add_passes(Block& block, std::int64_t begin, std::int64_t end, std::vector<bool> done,
+                  const float*& weights) {
+    std::vector<bool> common(done.size());
+    for (std::size_t i = 0; i < done.size(); ++i) {
+      common[i] = !done[i];
+      for (std::int64_t group = begin; group < end; ++group) {
+        common[i] = common[i] && mask_[static_cast<std::size_t>(group) * done.size() + i];
+      }
+      done[i] = done[i] || common[i];
+    }
+    Pass pass;
+    for (std::int64_t channel = 0; channel < shape_.in_channels; ++channel) {
+      for (std::int64_t tap = 0; tap < taps_; ++tap) {
+        if (!common[static_cast<std::size_t>(channel / group_in_ * taps_ + tap)]) continue;
+        pass.taps.push_back(channel * taps_ + tap);
+        const std::int64_t row = channel * tiling_.buffer_rows + tap / shape_.kernel_width;
+        pass.offsets.push_back(
             static_cast<std::int32_t>(row * tiling_.stride + tap % shape_.kernel_width));
       }
     }
-  }
-
-  void make_chunks() {
-    const auto* weights = reinterpret_cast<const float*>(weights_.data());
-    for (const Run& run : runs_) {
-      std::int64_t left = run.channels;
-      const auto num_taps = static_cast<std::int64_t>(run.taps.size());
-      for (std::int64_t chunks = ceil_div(left, kernel_.max_channels); chunks > 0; --chunks) {
-        const auto channels = static_cast<int>(ceil_div(left, chunks));
-        const std::int64_t first = run.first_channel + run.channels - left;
-        chunks_.push_back({{channels, num_taps, run.offsets.data(), weights, &bias_[first]},
-                           first,
-                           run.taps.data()});
-        weights += channels * num_taps;
-        left -= channels;
-      }
+    const bool is_first = block.passes.empty();
+    if (is_first || !pass.taps.empty()) {
+      const std::int64_t channels = std::min((end - begin) * group_out_, block.channels);
+      pass.first_channel = is_first ? block.first_channel : begin * group_out_;
+      const auto num_taps = static_cast<std::int64_t>(pass.taps.size());
+      pass.kernel = {static_cast<int>(channels), num_taps, pass.offsets.data(), weights,
+                     is_first ? bias_ + block.first_channel : nullptr};
+      weights += channels * num_taps;
+      block.passes.push_back(std::move(pass));
     }
+    if (end - begin == 1) return;
+    const std::int64_t middle = (begin + end) / 2;
+    add_passes(block, begin, middle, done, weights);
+    add_passes(block, middle, end, done, weights);
   }
 
   void pack_weights(const float* weight, int threads) {
-    const std::int64_t window = shape_.in_channels * shape_.kernel_height * shape_.kernel_width;
-    parallel_for(static_cast<std::int64_t>(chunks_.size()), threads, [&](std::int64_t i) {
-      const Chunk& chunk = chunks_[i];
-      const float* from = weight + chunk.first_channel * window;
-      auto* to = reinterpret_cast<float*>(weights_.data()) +
-                 (chunk.packed.weights - reinterpret_cast<const float*>(weights_.data()));
-      for (std::int64_t tap = 0; tap < chunk.packed.num_taps; ++tap) {
-        for (int c = 0; c < chunk.packed.channels; ++c) *to++ = from[c * window + chunk.taps[tap]];
+    const std::int64_t window = shape_.in_channels * taps_;
+    parallel_for(static_cast<std::int64_t>(blocks_.size()), threads, [&](std::int64_t i) {
+      const auto* packed = reinterpret_cast<const float*>(weights_.data());
+      for (const Pass& pass : blocks_[static_cast<std::size_t>(i)].passes) {
+        const float* from = weight + pass.first_channel * window;
+        float* to = reinterpret_cast<float*>(weights_.data()) + (pass.kernel.weights - packed);
+        for (const std::int64_t tap : pass.taps) {
+          for (int c = 0; c < pass.kernel.channels; ++c) *to++ = from[c * window + tap];
+        }
       }
     });
   }
 
-  void run_tile(std::int64_t tile, const float* x, float* out, Buffers& buffers) const {
+  void run_tile(std::int64_t tile, const float* x, float* out, float* in, float* sums) const {
     const std::int64_t image = tile / (tiling_.tiles_down * tiling_.tiles_across);
     const std::int64_t top = tile / tiling_.tiles_across % tiling_.tiles_down * tiling_.rows;
     const std::int64_t left = tile % tiling_.tiles_across * tiling_.columns;
     const std::int64_t rows = std::min(tiling_.rows, shape_.height - top);
     const std::int64_t columns = std::min(tiling_.columns, shape_.width - left);
     const std::int64_t plane = shape_.height * shape_.width;
-    copy_input(x + image * shape_.in_channels * plane, top, left, rows, buffers.in.data());
+    copy_input(x + image * shape_.in_channels * plane, top, left, rows, in);
 
-    // Rows may be computed as one, with what is between them thrown away, where that takes fewer
+    // Rows are computed as one, and what comes out between them thrown away, where that takes fewer
     // vectors.
-    const std::int64_t one = (rows - 1) * tiling_.stride + columns;
-    const bool as_one = ceil_div(one, kernel_.lanes) < rows * ceil_div(columns, kernel_.lanes);
-    const std::int64_t pitch = as_one ? tiling_.stride : round_up(columns, kernel_.lanes);
-    const std::int64_t channel_stride = round_up(rows * pitch, kernel_.lanes);
-    float* image_out = out + image * shape_.out_channels * plane + top * shape_.width + left;
-    for (const Chunk& chunk : chunks_) {
-      for (std::int64_t row = 0; row < (as_one ? 1 : rows); ++row) {
-        kernel_.run(chunk.packed, buffers.in.data() + row * tiling_.stride, as_one ? one : columns,
-                    buffers.out.data() + row * pitch, channel_stride);
-      }
-      for (int c = 0; c < chunk.packed.channels; ++c) {
-        for (std::int64_t row = 0; row < rows; ++row) {
-          std::memcpy(image_out + (chunk.first_channel + c) * plane + row * shape_.width,
-                      buffers.out.data() + c * channel_stride + row * pitch,
-                      static_cast<std::size_t>(columns) * sizeof(float));
+    const std::int64_t joined = (rows - 1) * tiling_.stride + columns;
+    const bool join = ceil_div(joined, kernel_.lanes) < rows * ceil_div(columns, kernel_.lanes);
+    const bool in_place = !join && columns % kernel_.lanes == 0;
+    const std::int64_t positions = join ? joined : columns;
+    const std::int64_t stride = in_place ? plane : round_up(positions, kernel_.lanes);
+    for (const Block& block : blocks_) {
+      float* to = out + (image * shape_.out_channels + block.first_channel) * plane +
+                  top * shape_.width + left;
+      for (std::int64_t row = 0; row < rows; row += join ? rows : 1, to += shape_.width) {
+        float* target = in_place ? to : sums;
+        for (const Pass& pass : block.passes) {
+          kernel_.run(pass.kernel, in + row * tiling_.stride, positions,
+                      target + (pass.first_channel - block.first_channel) * stride, stride);
+        }
+        if (in_place) continue;
+        for (std::int64_t c = 0; c < block.channels; ++c) {
+          for (std::int64_t r = 0; r < (join ? rows : 1); ++r) {
+            const float* from = sums + c * stride + r * tiling_.stride;
+            std::copy(from, from + columns, to + c * plane + r * shape_.width);
+          }
         }
       }
     }
   }
 
   void copy_input(const float* x, std::int64_t top, std::int64_t left, std::int64_t rows,
-                  float* to) const {
+                  float* in) const {
     const std::int64_t first_row = top - shape_.kernel_height / 2;
     const std::int64_t first_column = left - shape_.kernel_width / 2;
     const std::int64_t begin = std::max<std::int64_t>(first_column, 0);
     const std::int64_t end = std::min(first_column + tiling_.stride, shape_.width);
+    const std::int64_t buffer_rows = rows + shape_.kernel_height - 1;
     for (std::int64_t c = 0; c < shape_.in_channels; ++c, x += shape_.height * shape_.width) {
-      float* row_to = to + c * tiling_.buffer_rows(shape_) * tiling_.stride;
-      for (std::int64_t row = first_row; row < first_row + rows + shape_.kernel_height - 1;
-           ++row, row_to += tiling_.stride) {
-        if (row < 0 || row >= shape_.height) {
-          std::fill(row_to, row_to + tiling_.stride, 0.0f);
-          continue;
+      float* to = in + c * tiling_.buffer_rows * tiling_.stride;
+      for (std::int64_t row = first_row; row < first_row + buffer_rows; ++row) {
+        const bool inside = row >= 0 && row < shape_.height;
+        float* row_end = to + tiling_.stride;
+        if (inside) {
+          to = std::fill_n(to, begin - first_column, 0.0f);
+          to = std::copy(x + row * shape_.width + begin, x + row * shape_.width + end, to);
         }
-        const float* from = x + row * shape_.width;
-        float* p = std::fill_n(row_to, begin - first_column, 0.0f);
-        p = std::copy(from + begin, from + end, p);
-        std::fill(p, row_to + tiling_.stride, 0.0f);
+        std::fill(to, row_end, 0.0f);
+        to = row_end;
       }
     }
   }
 
-  struct Chunk {
-    FloatTrimmedChunk packed;
-    std::int64_t first_channel;
-    const std::int64_t* taps;
-  };
-
-  FloatTrimmedShape shape_;
-  FloatTrimmedKernel kernel_;
-  std::vector<Run> runs_;
-  Tiling tiling_;
+  const FloatTrimmedShape shape_;
+  const FloatTrimmedKernel kernel_;
+  const std::int64_t group_out_, group_in_;  // channels
+  const std::int64_t taps_;
+  const bool* const mask_;
+  const float* const bias_;
+  const std::int64_t macs_;  // to a position
+  const Tiling tiling_;
   AlignedBuffer weights_;
-  std::vector<float> bias_;
-  std::vector<Chunk> chunks_;
+  std::vector<Block> blocks_;
 };
 
 }  // namespace
