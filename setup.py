@@ -26,7 +26,7 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextr
 # processors below, left out elsewhere, and entered at run time only where they are supported.
 SIMD_FLAGS = {
     "_neon": [],  # a part of every aarch64
-    "_avx2": ["-mavx2"],
+    "_avx2": ["-mavx2", "-mfma"],
     # GCC 12 warns of what its own AVX-512 headers leave undefined on purpose (GCC bug 105593).
     "_avx512vnni": [
         "-mavx512f",

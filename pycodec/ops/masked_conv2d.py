@@ -9,6 +9,9 @@ all rows above and what is to the left in its own row; type B also the position 
 
 where pairs compare as tuples do. Other weights take no part, whatever their value, and their
 gradient is zero.
+
+The native backend is for float32. On the CPU the other dtypes take the reference by default, and
+asking for the native backend is an error.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pycodec.ops.backends import default_backend
 from pycodec.ops.trimmed_conv2d import (
     autocast,
     check_convolution,
+    default_implementation,
     find_implementation,
+    native_trimmed_conv2d,
     require,
+    require_native,
+    runs_native,
     same_conv2d,
     same_conv2d_backward,
+    transposed,
     trim,
+    trimmed_conv2d,
 )
 
 
@@ -49,6 +57,9 @@ def masked_conv2d(
         InputError: an argument does not fit the description above.
     """
     x, weight, bias = autocast(x, weight, bias)
+    if backend == "native":
+        require_native("masked_conv2d", x)
+        backend = None  # it is the default there, and the registered operation has the gradients
     if backend is None:
         return torch.ops.pycodec.masked_conv2d(x, weight, bias, kind)
     _check_arguments(x, weight, bias, kind)
@@ -75,14 +86,18 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Ten
     return same_conv2d(x, trim(weight, _mask_of(weight, kind)), bias)
 
 
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    return native_trimmed_conv2d(x, weight, _mask_of(weight, kind)[None, None], bias)
+
+
 _IMPLEMENTATIONS = {"reference": _reference}
+_IMPLEMENTATIONS |= {"native": _native}
 
 
 @torch.library.custom_op("pycodec::masked_conv2d", mutates_args=())
 def _masked_conv2d_op(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     _check_arguments(x, weight, bias, kind)
-    implementation = _IMPLEMENTATIONS.get(default_backend(x.device), _reference)
-    return implementation(x, weight, bias, kind)
+    return default_implementation(_IMPLEMENTATIONS, x)(x, weight, bias, kind)
 
 
 @_masked_conv2d_op.register_fake
@@ -100,9 +115,12 @@ def _backward(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     mask = _mask_of(weight, ctx.kind)
     wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    native = runs_native(x)
     grad_x, grad_weight, grad_bias = same_conv2d_backward(
-        grad, x, trim(weight, mask), (wants_x, wants_weight, wants_bias)
+        grad, x, trim(weight, mask), (wants_x and not native, wants_weight, wants_bias)
     )
+    if wants_x and native:
+        grad_x = trimmed_conv2d(grad, transposed(weight), transposed(mask[None, None]))
     if wants_weight:
         grad_weight = trim(grad_weight, mask)
     return grad_x, grad_weight, grad_bias, None

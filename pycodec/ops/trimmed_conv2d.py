@@ -8,6 +8,9 @@ are in ``pycodec.context.orders``). For groups of other widths give a mask for s
                               over all (c, i, j) with mask[group of o, group of c, i, j]
 
 Trimmed weights take no part, whatever their value, and their gradient is zero.
+
+The native backend is for float32. On the CPU the other dtypes take the reference by default, and
+asking for the native backend is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pycodec import _cpu
 from pycodec.errors import InputError
 from pycodec.ops.backends import check_backend, default_backend
 
@@ -48,6 +52,9 @@ def trimmed_conv2d(
         InputError: an argument does not fit the description above.
     """
     x, weight, bias = autocast(x, weight, bias)
+    if backend == "native":
+        require_native("trimmed_conv2d", x)
+        backend = None  # it is the default there, and the registered operation has the gradients
     if backend is None:
         return torch.ops.pycodec.trimmed_conv2d(x, weight, mask, bias)
     _check_arguments(x, weight, mask, bias)
@@ -88,6 +95,30 @@ def same_conv2d_backward(
         1,
         list(wanted),
     )
+
+
+def runs_native(x: Tensor) -> bool:
+    """Whether the native float kernels can run x."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def require_native(name: str, x: Tensor) -> None:
+    """Raises :class:`InputError` unless the native float kernels can run x."""
+    message = f"the native backend runs float32 on the CPU, not {x.dtype} on {x.device}"
+    require(name, runs_native(x), message)
+
+
+def native_trimmed_conv2d(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """The native kernel for float32 on the CPU; contiguous, and not differentiable."""
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    arguments = [t.detach().contiguous().numpy() for t in (x, weight, mask, bias)]
+    return torch.from_numpy(_cpu.float_trimmed_conv2d(*arguments, torch.get_num_threads()))
+
+
+def transposed(weight: Tensor) -> Tensor:
+    """The weight, or mask, whose convolution gives the gradient in x: sides swapped, flipped."""
+    return weight.transpose(0, 1).flip(2, 3)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -139,6 +170,14 @@ def find_implementation(name: str, implementations: dict, backend: str):
     return implementations[backend]
 
 
+def default_implementation(implementations: dict, x: Tensor):
+    """The fastest implementation for x, the reference where there is no kernel for it."""
+    backend = default_backend(x.device)
+    if backend == "native" and not runs_native(x):
+        backend = "reference"
+    return implementations.get(backend, implementations["reference"])
+
+
 def _check_arguments(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
     check_convolution("trimmed_conv2d", x, weight, bias)
     require(
@@ -164,13 +203,13 @@ def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> 
 
 
 _IMPLEMENTATIONS = {"reference": _reference}
+_IMPLEMENTATIONS |= {"native": native_trimmed_conv2d}
 
 
 @torch.library.custom_op("pycodec::trimmed_conv2d", mutates_args=())
 def _trimmed_conv2d_op(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     _check_arguments(x, weight, mask, bias)
-    implementation = _IMPLEMENTATIONS.get(default_backend(x.device), _reference)
-    return implementation(x, weight, mask, bias)
+    return default_implementation(_IMPLEMENTATIONS, x)(x, weight, mask, bias)
 
 
 @_trimmed_conv2d_op.register_fake
@@ -188,9 +227,12 @@ def _backward(ctx, grad: Tensor):
     x, weight, mask = ctx.saved_tensors
     wide = expand_mask(mask, weight)
     wants_x, wants_weight, _, wants_bias = ctx.needs_input_grad
+    native = runs_native(x)
     grad_x, grad_weight, grad_bias = same_conv2d_backward(
-        grad, x, trim(weight, wide), (wants_x, wants_weight, wants_bias)
+        grad, x, trim(weight, wide), (wants_x and not native, wants_weight, wants_bias)
     )
+    if wants_x and native:
+        grad_x = trimmed_conv2d(grad, transposed(weight), transposed(mask))
     if wants_weight:
         grad_weight = trim(grad_weight, wide)
     return grad_x, grad_weight, None, grad_bias

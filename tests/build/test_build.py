@@ -110,7 +110,7 @@ def test_simd_variants_are_for_x86_64(read_setup, machine, wanted):
 @pytest.mark.parametrize("source", SIMD_SOURCES, ids=lambda s: s.stem)
 def test_simd_variants_share_no_inline_functions(source, tmp_path):
     """The linker keeps one copy of a weak function, perhaps the one an old processor cannot run."""
-    flags = ("-mavx2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-fPIC")
+    flags = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-fPIC")
     target = tmp_path / "variant.o"
     # Without optimization, so that nothing hides by being inlined.
     subprocess.run(
