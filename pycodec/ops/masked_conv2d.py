@@ -75,7 +75,18 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Ten
     return same_conv2d(x, trim(weight, _mask_of(weight, kind)), bias)
 
 
+def _gpu(name: str):
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        from pycodec.ops import trimmed_kernels
+
+        mask = _mask_of(weight, kind)[None, None]
+        return getattr(trimmed_kernels, name)(x, weight, mask, bias)
+
+    return run
+
+
 _IMPLEMENTATIONS = {"reference": _reference}
+_IMPLEMENTATIONS |= {"cuda": _gpu("cuda"), "triton": _gpu("triton")}
 
 
 @torch.library.custom_op("pycodec::masked_conv2d", mutates_args=())
