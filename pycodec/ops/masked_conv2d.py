@@ -90,8 +90,22 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor
     return native_trimmed_conv2d(x, weight, _mask_of(weight, kind)[None, None], bias)
 
 
-_IMPLEMENTATIONS = {"reference": _reference}
-_IMPLEMENTATIONS |= {"native": _native}
+def _gpu(name: str):
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        from pycodec.ops import trimmed_kernels
+
+        mask = _mask_of(weight, kind)[None, None]
+        return getattr(trimmed_kernels, name)(x, weight, mask, bias)
+
+    return run
+
+
+_IMPLEMENTATIONS = {
+    "reference": _reference,
+    "native": _native,
+    "cuda": _gpu("cuda"),
+    "triton": _gpu("triton"),
+}
 
 
 @torch.library.custom_op("pycodec::masked_conv2d", mutates_args=())

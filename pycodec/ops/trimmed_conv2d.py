@@ -202,8 +202,22 @@ def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> 
     return same_conv2d(x, trim(weight, expand_mask(mask, weight)), bias)
 
 
-_IMPLEMENTATIONS = {"reference": _reference}
-_IMPLEMENTATIONS |= {"native": native_trimmed_conv2d}
+def _gpu(name: str):
+    # Imported late: kernels and this module need each other.
+    def run(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+        from pycodec.ops import trimmed_kernels
+
+        return getattr(trimmed_kernels, name)(x, weight, mask, bias)
+
+    return run
+
+
+_IMPLEMENTATIONS = {
+    "reference": _reference,
+    "native": native_trimmed_conv2d,
+    "cuda": _gpu("cuda"),
+    "triton": _gpu("triton"),
+}
 
 
 @torch.library.custom_op("pycodec::trimmed_conv2d", mutates_args=())
