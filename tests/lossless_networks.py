@@ -15,7 +15,7 @@ def quantized_network(
 ) -> QuantizedNetwork:
     """Random weights, scales set from random bits, rounding on."""
     torch.manual_seed(seed)
-    config = LosslessConfig(order, width, first=5, hidden=(3,), blocks=(1,), head=3, side=side)
+    config = LosslessConfig(order, width, first=5, hidden=(3,), blocks=((3, 1),), head=3, side=side)
     network = LosslessNetwork(config)
     network.start_from_differences()
     quantized = QuantizedNetwork(network)

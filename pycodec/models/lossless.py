@@ -156,9 +156,7 @@ class LosslessCodec:
     ) -> bytes:
         began = time.perf_counter()
         bits = to_bits(component)
-        symbols, indexes = network.order(
-            bits.astype(np.int32), threads=threads, **({"side": side} if side else {})
-        )
+        symbols, indexes = network.order(bits.astype(np.int32), threads=threads, side=side)
         add_seconds(coded.seconds, "context", time.perf_counter() - began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables)

@@ -43,7 +43,8 @@ class LosslessConfig:
     Attributes:
         order: ``plane`` or ``slope``.
         width: channels of a plane in hidden layers.
-        first, hidden, blocks, head: kernel sizes; of each hidden layer, and of each block.
+        first, hidden, blocks, head: kernel sizes; of each hidden layer, of both layers of each
+            block.
         side: how many earlier channels of a colour picture are seen.
     """
 
@@ -51,7 +52,7 @@ class LosslessConfig:
     width: int = 8
     first: int = 5
     hidden: tuple[int, ...] = (5,)
-    blocks: tuple[int, ...] = (5, 5, 5, 5)
+    blocks: tuple[tuple[int, int], ...] = ((5, 5),) * 4
     head: int = 3
     side: int = 0
 
@@ -59,7 +60,7 @@ class LosslessConfig:
         if self.order not in ORDERS:
             raise InputError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        object.__setattr__(self, "blocks", tuple(self.blocks))
+        object.__setattr__(self, "blocks", tuple(tuple(block) for block in self.blocks))
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -67,7 +68,7 @@ class LosslessConfig:
 
 SIZES = {
     "tcae": LosslessConfig(),
-    "tcae-fast": LosslessConfig(width=8, hidden=(3,), blocks=(1,), head=1),
+    "tcae-fast": LosslessConfig(width=8, hidden=(3,), blocks=((3, 1),), head=1),
 }
 """The published shape, and a small one."""
 
@@ -125,8 +126,8 @@ class LosslessNetwork(nn.Module):
         self.first = TrimmedLayer(config, "A", PLANES, config.first)
         self.hidden = nn.ModuleList(TrimmedLayer(config, "B", channels, k) for k in config.hidden)
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(TrimmedLayer(config, "B", channels, k) for _ in range(2)))
-            for k in config.blocks
+            nn.Sequential(*(TrimmedLayer(config, "B", channels, k) for k in block))
+            for block in config.blocks
         )
         self.head = TrimmedConv2d(
             channels, 2 * PLANES, config.head, order=config.order, kind="B", groups_in=PLANES
