@@ -9,9 +9,6 @@ namespace {
 
 constexpr int kVectorBytes = 32;
 
-// Of the 32 registers, 24 are accumulators at most.
-constexpr int positions_in_tile(int vectors) { return vectors <= 2 ? 12 / vectors : 6; }
-
 inline __m256i load_8(const std::int32_t* values) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
 }
@@ -83,11 +80,37 @@ inline void store_bytes(std::uint8_t* out, __m128i bytes, int count) {
   if (count & 1) *out = static_cast<std::uint8_t>(rest);
 }
 
+// acc += what the positions from `row` on have at one place of their windows.
+template <int Vectors, int Positions>
+inline void add_input(__m256i (&acc)[Positions][Vectors], const std::uint8_t* row,
+                      std::int64_t step, const std::int8_t* weights) {
+  constexpr int kRows = (Positions + 3) / 4;  // of four positions, for short addresses
+  __m256i w[Vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + v * kVectorBytes));
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < kRows; ++r, row += 4 * step) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const int p = 4 * r + k;
+      if (p >= Positions) break;
+      const __m256i group = load_group(row + k * step);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) add_products(acc[p][v], group, w[v]);
+    }
+  }
+}
+
 // The outputs of Positions positions in the Vectors vectors from `first` on.
 template <int Vectors, int Positions, bool HasResidual>
 void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
               std::int64_t position, int first, const std::int8_t* weights) {
-  constexpr int kRows = (Positions + 3) / 4;  // of four positions, for short addresses
+  // Where there are few accumulators, inputs go to several sets in turn: an instruction waits for
+  // its accumulator.
+  constexpr int kSets = Positions * Vectors >= 8 ? 1 : Positions * Vectors >= 4 ? 2 : 4;
+  constexpr int kInputBytes = Vectors * kVectorBytes;
   __m256i acc[Positions][Vectors];
 #pragma GCC unroll 12
   for (int p = 0; p < Positions; ++p) {
@@ -97,30 +120,31 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
     }
   }
   const std::int64_t step = tile.window_step;
-  const std::int64_t step3 = 3 * step;
   const std::uint8_t* window = tile.window + position * step;
-  for (int i = 0; i < layer.num_inputs; ++i) {
-    __m256i w[Vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v, weights += kVectorBytes) {
-      w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
-    }
-    const std::uint8_t* row = window + layer.inputs[i];
+  int i = 0;
+  if constexpr (kSets > 1) {
+    __m256i others[kSets - 1][Positions][Vectors] = {};
+    for (; i + kSets <= layer.num_inputs; i += kSets, weights += kSets * kInputBytes) {
+      add_input(acc, window + layer.inputs[i], step, weights);
 #pragma GCC unroll 3
-    for (int r = 0; r < kRows; ++r, row += 4 * step) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const int p = 4 * r + k;
-        if (p >= Positions) break;
-        const std::uint8_t* pixel = k == 0   ? row
-                                    : k == 1 ? row + step
-                                    : k == 2 ? row + 2 * step
-                                             : row + step3;
-        const __m256i group = load_group(pixel);
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) add_products(acc[p][v], group, w[v]);
+      for (int set = 1; set < kSets; ++set) {
+        add_input(others[set - 1], window + layer.inputs[i + set], step,
+                  weights + set * kInputBytes);
       }
     }
+#pragma GCC unroll 3
+    for (int set = 1; set < kSets; ++set) {
+#pragma GCC unroll 4
+      for (int p = 0; p < Positions; ++p) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+          acc[p][v] = _mm256_add_epi32(acc[p][v], others[set - 1][p][v]);
+        }
+      }
+    }
+  }
+  for (; i < layer.num_inputs; ++i, weights += kInputBytes) {
+    add_input(acc, window + layer.inputs[i], step, weights);
   }
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
@@ -145,30 +169,34 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
   }
 }
 
-// All positions for Vectors vectors: as many as possible at a time, then fewer.
-template <int Vectors, bool HasResidual>
+// All positions for Vectors vectors, in tiles of at most Positions. What is left is covered by a
+// tile that begins earlier: to compute an output twice does no harm.
+template <int Vectors, int Positions, bool HasResidual>
 void run_chunk(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
                int first, const std::int8_t* weights) {
-  constexpr int kPositions = positions_in_tile(Vectors);
-  std::int64_t position = 0;
-  for (; position + kPositions <= tile.positions; position += kPositions) {
-    run_tile<Vectors, kPositions, HasResidual>(layer, tile, requantizer, position, first, weights);
-  }
-  if constexpr (kPositions > 4) {
-    for (; position + 4 <= tile.positions; position += 4) {
-      run_tile<Vectors, 4, HasResidual>(layer, tile, requantizer, position, first, weights);
+  if constexpr (Positions > 1) {
+    if (tile.positions < Positions) {
+      constexpr int kFewer = Positions > 8 ? 8 : Positions > 4 ? 4 : Positions / 2;
+      run_chunk<Vectors, kFewer, HasResidual>(layer, tile, requantizer, first, weights);
+      return;
     }
   }
-  for (; position < tile.positions; ++position) {
-    run_tile<Vectors, 1, HasResidual>(layer, tile, requantizer, position, first, weights);
+  std::int64_t position = 0;
+  for (; position + Positions <= tile.positions; position += Positions) {
+    run_tile<Vectors, Positions, HasResidual>(layer, tile, requantizer, position, first, weights);
+  }
+  if (position < tile.positions) {
+    run_tile<Vectors, Positions, HasResidual>(layer, tile, requantizer, tile.positions - Positions,
+                                              first, weights);
   }
 }
 
 template <bool HasResidual>
 void run_chunks(const TrimmedLayer& layer, const TrimmedTile& tile) {
-  constexpr decltype(&run_chunk<1, HasResidual>) kRunChunk[kTrimmedMaxVectors] = {
-      run_chunk<1, HasResidual>, run_chunk<2, HasResidual>, run_chunk<3, HasResidual>,
-      run_chunk<4, HasResidual>};
+  // Of the 32 registers, 24 are accumulators at most.
+  constexpr decltype(&run_chunk<1, 12, HasResidual>) kRunChunk[kTrimmedMaxVectors] = {
+      run_chunk<1, 12, HasResidual>, run_chunk<2, 6, HasResidual>, run_chunk<3, 6, HasResidual>,
+      run_chunk<4, 6, HasResidual>};
   const Requantizer requantizer(layer);
   const std::int8_t* weights = layer.weights;
   for (int first = 0; first < layer.vectors; first += kTrimmedMaxVectors) {

@@ -19,8 +19,8 @@
 namespace pycodec {
 namespace {
 
-// Positions that go through the layers of a stage together.
-constexpr std::int64_t kTilePositions = 48;
+// Positions that go through the layers of a stage together: twice as many at most.
+constexpr std::int64_t kBlockPositions = 48;
 
 constexpr std::int64_t kMaxStep = 1 << 20;
 
@@ -438,6 +438,32 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
   }
 }
 
+// One thread's share of a wave: a part of every run, so that it keeps to its rows from wave to
+// wave. Blocks of all groups take turns, as groups look at the same pixels.
+void WaveNetwork::run_share(const Stage& stage, const Frames& frames, const std::vector<Run>& runs,
+                            int thread, int team, std::uint8_t* indexes) const {
+  std::int64_t blocks = 1;
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      const Run& run = runs[r];
+      const auto turn = static_cast<std::int64_t>(r) % team;
+      const std::int64_t first = (run.count * thread + turn) / team;
+      const std::int64_t last = (run.count * (thread + 1) + turn) / team;
+      const std::int64_t own_blocks = std::max<std::int64_t>((last - first) / kBlockPositions, 1);
+      blocks = std::max(blocks, own_blocks);
+      if (block >= own_blocks) continue;
+      const std::int64_t begin = first + block * kBlockPositions;
+      const std::int64_t end = block + 1 == own_blocks ? last : begin + kBlockPositions;
+      if (begin == end) continue;
+      std::uint8_t* out = indexes + run.first + static_cast<std::size_t>(begin) * run.index_step;
+      for (const std::size_t layer : stage) {
+        run_layer(layer, frames, run, begin, end - begin, out,
+                  static_cast<std::int64_t>(run.index_step));
+      }
+    }
+  }
+}
+
 void WaveNetwork::fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
                             int threads) const {
   const std::int64_t area = frames.height * frames.width;
@@ -565,22 +591,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
       const std::size_t count = runs_of_wave(t, height, width, plan.runs);
       if (count == 0) continue;
       for (const Stage& stage : wave_stages_) {
-        for (std::size_t r = 0; r < plan.runs.size(); ++r) {
-          const Run& run = plan.runs[r];
-          // A share of every run, so that a thread keeps to its rows from wave to wave.
-          const auto turn = static_cast<std::int64_t>(r) % team;
-          const std::int64_t end = (run.count * (thread + 1) + turn) / team;
-          for (std::int64_t begin = (run.count * thread + turn) / team; begin < end;
-               begin += kTilePositions) {
-            const std::int64_t positions = std::min(kTilePositions, end - begin);
-            std::uint8_t* out =
-                indexes.data() + run.first + static_cast<std::size_t>(begin) * run.index_step;
-            for (const std::size_t layer : stage) {
-              run_layer(layer, frames, run, begin, positions, out,
-                        static_cast<std::int64_t>(run.index_step));
-            }
-          }
-        }
+        run_share(stage, frames, plan.runs, thread, team, indexes.data());
         barrier.wait();
       }
       if (thread == 0) {

@@ -85,6 +85,8 @@ class WaveNetwork {
                  std::int64_t count, std::uint8_t* indexes, std::int64_t index_step) const;
   void run_stages(const std::vector<Stage>& stages, const Frames& frames, std::uint8_t* indexes,
                   int threads) const;
+  void run_share(const Stage& stage, const Frames& frames, const std::vector<Run>& runs, int thread,
+                 int team, std::uint8_t* indexes) const;
   void fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
                  int threads) const;
 };
