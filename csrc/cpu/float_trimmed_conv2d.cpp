@@ -16,7 +16,7 @@ namespace pycodec {
 namespace {
 
 // A tile's input should stay in the second-level cache while all output channels are computed.
-constexpr std::int64_t kTileFloats = 96 * 1024;
+constexpr std::int64_t kTileFloats = 144 * 1024;
 constexpr std::int64_t kMinTileColumns = 48;
 constexpr std::int64_t kMaxTileColumns = 192;
 constexpr std::int64_t kMaxTileRows = 16;
