@@ -37,7 +37,7 @@ double burst() {
 }  // namespace
 
 // Multiply-adds a second: the best of many bursts, so short that other processes miss some of them.
-extern "C" double vnni_peak() {
+extern "C" double int8_peak() {
   double best = burst();
   for (int i = 0; i < 500; ++i) best = std::min(best, burst());
   return double{kMultiplyAdds} * kSums * kRounds / best;

@@ -12,16 +12,10 @@ without bias, activation and requantization, which the integer layers include.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import shutil
-import statistics
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measure import int8_peak, time_calls
 from torch.nn import functional as F
 
 from pycodec import _cpu
@@ -36,31 +30,6 @@ LAYERS = (
     (16, 24, 96, 64, 3),
     (1, 64, 192, 96, 3),
 )
-
-
-def vnni_peak() -> float | None:
-    """Measured multiply-adds a second of one core, or None where it has no AVX-512 VNNI."""
-    if "avx512vnni" not in _cpu.supported_simd_levels() or shutil.which("c++") is None:
-        return None
-    source = Path(__file__).with_name("int8_peak.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        library = str(Path(folder, "int8_peak.so"))
-        flags = ["-std=c++17", "-O2", "-mavx512f", "-mavx512bw", "-mavx512vnni", "-shared", "-fPIC"]
-        subprocess.run(["c++", *flags, str(source), "-o", library], check=True)
-        measure = ctypes.CDLL(library).vnni_peak
-        measure.restype = ctypes.c_double
-        return measure()
-
-
-def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Median and best time of a call, over as many as fit in ``seconds`` (5 at least)."""
-    run()
-    times: list[float] = []
-    while len(times) < 5 or sum(times) < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), min(times)
 
 
 def candidates(layer: tuple[int, ...], threads: int) -> dict[str, Callable[[], object]]:
@@ -89,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.5, help="for each number")
     options = parser.parse_args()
-    peak = vnni_peak()
+    peak = int8_peak()
     if peak:
         print(f"int8 peak of one core (vpdpbusd on registers): {peak / 1e9:.0f} GMAC/s\n")
     print(

@@ -16,7 +16,7 @@ namespace pycodec {
 namespace {
 
 // A tile's input should stay in the second-level cache while all output channels are computed.
-constexpr std::int64_t kTileFloats = 96 * 1024;
+constexpr std::int64_t kTileFloats = 144 * 1024;
 constexpr std::int64_t kMinTileColumns = 48;
 constexpr std::int64_t kMaxTileColumns = 192;
 constexpr std::int64_t kMaxTileRows = 16;
@@ -114,7 +114,12 @@ class Layer {
       throw std::invalid_argument("the layer is too large for 32-bit offsets");
     }
     make_blocks();
-    pack_weights(weight, threads);
+    parallel_for(static_cast<std::int64_t>(blocks_.size()), threads, [&](std::int64_t i) {
+      Block& block = blocks_[static_cast<std::size_t>(i)];
+      const std::vector<char> nothing(static_cast<std::size_t>(shape_.groups_in * taps_));
+      float* packed = block.weights;
+      add_passes(block, block.first_group, block.end_group, nothing, weight, packed);
+    });
   }
 
   void run(const float* x, float* out, int threads) const {
@@ -133,7 +138,6 @@ class Layer {
  private:
   struct Pass {
     std::int64_t first_channel;
-    std::vector<std::int64_t> taps;  // indexes into the weights of a channel
     std::vector<std::int32_t> offsets;
     FloatTrimmedPass kernel;
   };
@@ -142,7 +146,9 @@ class Layer {
   // them sees besides, and so on: each group sees nearly all that the one before it sees, so groups
   // of few channels are computed in larger blocks for the most part.
   struct Block {
+    std::int64_t first_group, end_group;
     std::int64_t first_channel, channels;
+    float* weights;  // of all passes
     std::vector<Pass> passes;
   };
 
@@ -152,72 +158,62 @@ class Layer {
   }
 
   void make_blocks() {
-    const std::int64_t groups_to_block =
-        std::max<std::int64_t>(kernel_.max_channels / group_out_, 1);
-    const auto* weights = reinterpret_cast<const float*>(weights_.data());
-    for (std::int64_t group = 0; group < shape_.groups_out; group += groups_to_block) {
-      const std::int64_t end = std::min(group + groups_to_block, shape_.groups_out);
+    const std::int64_t in_block = std::max<std::int64_t>(kernel_.max_channels / group_out_, 1);
+    auto* weights = reinterpret_cast<float*>(weights_.data());
+    for (std::int64_t group = 0; group < shape_.groups_out; group += in_block) {
+      const std::int64_t end = std::min(group + in_block, shape_.groups_out);
+      const bool* seen = mask_ + group * shape_.groups_in * taps_;
+      const bool* seen_end = mask_ + end * shape_.groups_in * taps_;
+      const std::int64_t macs = std::count(seen, seen_end, true) * group_in_ * group_out_;
       const std::int64_t channels = (end - group) * group_out_;
       // A group that is too wide for a block is cut evenly.
       for (std::int64_t left = channels; left > 0;) {
         const std::int64_t width = ceil_div(left, ceil_div(left, kernel_.max_channels));
-        blocks_.push_back({group * group_out_ + channels - left, width, {}});
-        const std::vector<bool> nothing(static_cast<std::size_t>(shape_.groups_in * taps_));
-        add_passes(blocks_.back(), group, end, nothing, weights);
+        blocks_.push_back({group, end, group * group_out_ + channels - left, width, weights, {}});
+        weights += macs * width / channels;
         left -= width;
       }
     }
   }
 
   // The passes for the groups begin ... end - 1 of a block, of which `done` was in earlier passes.
-  void add_passes(Block& block, std::int64_t begin, std::int64_t end, std::vector<bool> done,
-                  const float*& weights) {
-    std::vector<bool> common(done.size());
-    for (std::size_t i = 0; i < done.size(); ++i) {
-      common[i] = !done[i];
-      for (std::int64_t group = begin; group < end; ++group) {
-        common[i] = common[i] && mask_[static_cast<std::size_t>(group) * done.size() + i];
-      }
-      done[i] = done[i] || common[i];
-    }
-    Pass pass;
-    for (std::int64_t channel = 0; channel < shape_.in_channels; ++channel) {
-      for (std::int64_t tap = 0; tap < taps_; ++tap) {
-        if (!common[static_cast<std::size_t>(channel / group_in_ * taps_ + tap)]) continue;
-        pass.taps.push_back(channel * taps_ + tap);
-        const std::int64_t row = channel * tiling_.buffer_rows + tap / shape_.kernel_width;
-        pass.offsets.push_back(
-            static_cast<std::int32_t>(row * tiling_.stride + tap % shape_.kernel_width));
-      }
+  // Their weights go to `packed`, which moves on.
+  void add_passes(Block& block, std::int64_t begin, std::int64_t end, std::vector<char> done,
+                  const float* weight, float*& packed) const {
+    const std::int64_t group_taps = shape_.groups_in * taps_;
+    std::vector<char> common(done.size());
+    for (std::int64_t i = 0; i < group_taps; ++i) {
+      bool seen = !done[i];
+      for (std::int64_t group = begin; group < end; ++group) seen &= mask_[group * group_taps + i];
+      common[i] = seen;
+      done[i] |= seen;
     }
     const bool is_first = block.passes.empty();
-    if (is_first || !pass.taps.empty()) {
-      const std::int64_t channels = std::min((end - begin) * group_out_, block.channels);
-      pass.first_channel = is_first ? block.first_channel : begin * group_out_;
-      const auto num_taps = static_cast<std::int64_t>(pass.taps.size());
-      pass.kernel = {static_cast<int>(channels), num_taps, pass.offsets.data(), weights,
+    const std::int64_t channels = std::min((end - begin) * group_out_, block.channels);
+    Pass pass;
+    pass.first_channel = is_first ? block.first_channel : begin * group_out_;
+    const float* weights = packed;
+    const std::int64_t window = shape_.in_channels * taps_;
+    const float* from = weight + pass.first_channel * window;
+    for (std::int64_t channel = 0; channel < shape_.in_channels; ++channel) {
+      for (std::int64_t tap = 0; tap < taps_; ++tap, ++from) {
+        if (!common[channel / group_in_ * taps_ + tap]) continue;
+        const std::int64_t row = channel * tiling_.buffer_rows + tap / shape_.kernel_width;
+        const std::int64_t offset = row * tiling_.stride + tap % shape_.kernel_width;
+        pass.offsets.push_back(static_cast<std::int32_t>(offset));
+        for (std::int64_t c = 0; c < channels; ++c) *packed++ = from[c * window];
+      }
+    }
+    if (is_first || !pass.offsets.empty()) {
+      pass.kernel = {static_cast<int>(channels), static_cast<std::int64_t>(pass.offsets.size()),
+                     pass.offsets.data(), weights,
                      is_first ? bias_ + block.first_channel : nullptr};
-      weights += channels * num_taps;
       block.passes.push_back(std::move(pass));
     }
     if (end - begin == 1) return;
     const std::int64_t middle = (begin + end) / 2;
-    add_passes(block, begin, middle, done, weights);
-    add_passes(block, middle, end, done, weights);
-  }
-
-  void pack_weights(const float* weight, int threads) {
-    const std::int64_t window = shape_.in_channels * taps_;
-    parallel_for(static_cast<std::int64_t>(blocks_.size()), threads, [&](std::int64_t i) {
-      const auto* packed = reinterpret_cast<const float*>(weights_.data());
-      for (const Pass& pass : blocks_[static_cast<std::size_t>(i)].passes) {
-        const float* from = weight + pass.first_channel * window;
-        float* to = reinterpret_cast<float*>(weights_.data()) + (pass.kernel.weights - packed);
-        for (const std::int64_t tap : pass.taps) {
-          for (int c = 0; c < pass.kernel.channels; ++c) *to++ = from[c * window + tap];
-        }
-      }
-    });
+    add_passes(block, begin, middle, done, weight, packed);
+    add_passes(block, middle, end, std::move(done), weight, packed);
   }
 
   void run_tile(std::int64_t tile, const float* x, float* out, float* in, float* sums) const {

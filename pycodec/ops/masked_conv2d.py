@@ -32,7 +32,6 @@ from pycodec.ops.trimmed_conv2d import (
     same_conv2d_backward,
     transposed,
     trim,
-    trimmed_conv2d,
 )
 
 
@@ -134,7 +133,8 @@ def _backward(ctx, grad: Tensor):
         grad, x, trim(weight, mask), (wants_x and not native, wants_weight, wants_bias)
     )
     if wants_x and native:
-        grad_x = trimmed_conv2d(grad, transposed(weight), transposed(mask[None, None]))
+        seen = transposed(mask[None, None])
+        grad_x = torch.ops.pycodec.trimmed_conv2d(grad, transposed(weight), seen, None)
     if wants_weight:
         grad_weight = trim(grad_weight, mask)
     return grad_x, grad_weight, grad_bias, None

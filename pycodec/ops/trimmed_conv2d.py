@@ -246,7 +246,7 @@ def _backward(ctx, grad: Tensor):
         grad, x, trim(weight, wide), (wants_x and not native, wants_weight, wants_bias)
     )
     if wants_x and native:
-        grad_x = trimmed_conv2d(grad, transposed(weight), transposed(mask))
+        grad_x = _trimmed_conv2d_op(grad, transposed(weight), transposed(mask), None)
     if wants_weight:
         grad_weight = trim(grad_weight, wide)
     return grad_x, grad_weight, None, grad_bias

@@ -15,6 +15,8 @@ from pycodec.errors import InputError
 from pycodec.ops import masked_conv2d, trimmed_conv2d
 from pycodec.ops.masked_conv2d import raster_mask
 
+from ..levels import LEVELS, simd_level
+
 BACKENDS = (None, "reference")
 
 
@@ -168,20 +170,92 @@ def test_module_loads_weights_from_elsewhere(kind):
         other.load_state_dict(theirs.state_dict())
 
 
+@st.composite
+def native_cases(draw):
+    """float32, in the sizes that the native kernel treats differently."""
+    sides = draw(st.sampled_from([(1, 1), (1, 60), (30, 1), (12, 50)]))
+    height, width = (draw(st.integers(1, side)) for side in sides)
+    kernel = draw(st.sampled_from([(1, 1), (1, 7), (7, 1), (3, 3), (5, 5), (7, 7)]))
+    return make_layer(
+        draw(st.integers(0, 2**32 - 1)),
+        (draw(st.sampled_from([0, 1, 2])), draw(st.integers(1, 20)), height, width),
+        draw(st.integers(1, 30)),
+        kernel,
+        bias=draw(st.booleans()),
+        dtype=torch.float32,
+    )
+
+
+@given(native_cases(), KINDS, st.sampled_from(LEVELS), st.sampled_from(["native", None]))
+@settings(max_examples=100, deadline=None)
+def test_native_is_the_reference(case, kind, level, backend):
+    """Integers far below 2**24: sums are exact whatever their order. Gradients likewise."""
+    leaves = [t for t in case if t is not None]
+    doubles = [t.double().requires_grad_() for t in leaves]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with simd_level(level):
+        actual = masked_conv2d(*case, kind=kind, backend=backend)
+        cotangent = torch.randint(-8, 9, actual.shape).float()
+        gradients = torch.autograd.grad(actual, leaves, cotangent)
+    bias = doubles[2] if case[2] is not None else None
+    expected = masked_conv2d(*doubles[:2], bias, kind=kind, backend="reference")
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous()
+    assert torch.equal(actual.double(), expected)
+    wanted = torch.autograd.grad(expected, doubles, cotangent.double())
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_native_reads_only_what_is_seen(value, kind, level):
+    x, weight, bias = make_layer(6, (1, 3, 7, 20), 9, (5, 3), dtype=torch.float32)
+    expected = masked_conv2d(x, weight, bias, kind=kind, backend="reference")
+    weight[:, :, ~raster_mask(kind, 5, 3)] = value
+    x[:, :, 4, 10:] = value
+    x[:, :, 5:] = value
+    with simd_level(level):
+        actual = masked_conv2d(x, weight, bias, kind=kind, backend="native")
+    assert torch.equal(actual[:, :, :4], expected[:, :, :4])
+    before = 10 if kind == "B" else 11
+    assert torch.equal(actual[:, :, 4, :before], expected[:, :, 4, :before])
+    assert not actual[:, :, 4, before:].isfinite().any()
+
+
+@pytest.mark.parametrize(("requires_grad", "bias"), [(False, False), (True, True)])
+def test_native_opcheck(requires_grad, bias):
+    tensors = make_layer(7, (1, 4, 5, 6), 6, (3, 5), bias=bias, dtype=torch.float32)
+    for tensor in tensors[: 2 + bias]:
+        tensor.requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.pycodec.masked_conv2d, (*tensors, "A"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_native_is_for_float32(dtype):
+    layer = make_layer(8, (1, 4, 5, 6), 6, (3, 3), dtype=dtype)
+    with pytest.raises(InputError, match="native backend runs float32 on the CPU"):
+        masked_conv2d(*layer, kind="A", backend="native")
+
+
 BAD_ARGUMENTS = {
     "x dtype": lambda a: a.update(x=a["x"].int()),
     "x channels": lambda a: a.update(x=a["x"][:, 1:]),
-    "weight dtype": lambda a: a.update(weight=a["weight"].float()),
+    "weight dtype": lambda a: a.update(weight=a["weight"].half()),
     "even kernel": lambda a: a.update(weight=a["weight"][:, :, 1:]),
     "bias length": lambda a: a.update(bias=a["bias"][1:]),
     "kind": lambda a: a.update(kind="C"),
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [*((b, torch.float64) for b in BACKENDS), ("native", torch.float32)]
+)
 @pytest.mark.parametrize("fault", BAD_ARGUMENTS)
-def test_bad_arguments(fault, backend):
-    layer = make_layer(4, (1, 4, 5, 6), 6, (3, 3))
+def test_bad_arguments(fault, backend, dtype):
+    layer = make_layer(4, (1, 4, 5, 6), 6, (3, 3), dtype=dtype)
     arguments = {**dict(zip(("x", "weight", "bias"), layer, strict=True)), "kind": "A"}
     BAD_ARGUMENTS[fault](arguments)
     with pytest.raises(InputError, match="masked_conv2d: "):

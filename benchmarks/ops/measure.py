@@ -1,0 +1,154 @@
+"""What the benchmarks of operations have in common: peaks of the processor, and times."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from pycodec import _cpu
+
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vnni")
+
+
+def _measured_peak(name: str, flags: Iterable[str]) -> float | None:
+    """What the function ``name`` of ``name``.cpp returns, or None without a compiler."""
+    if shutil.which("c++") is None:
+        return None
+    source = Path(__file__).with_name(f"{name}.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = str(Path(folder, f"{name}.so"))
+        command = ["c++", "-std=c++17", "-O2", *flags, "-shared", "-fPIC", source, "-o", library]
+        subprocess.run(command, check=True)
+        measure = getattr(ctypes.CDLL(library), name)
+        measure.restype = ctypes.c_double
+        return measure()
+
+
+def int8_peak() -> float | None:
+    """int8 multiply-adds a second of one core, or None where it has no AVX-512 VNNI."""
+    if "avx512vnni" not in _cpu.supported_simd_levels():
+        return None
+    return _measured_peak("int8_peak", AVX512)
+
+
+def float32_peak() -> float | None:
+    """float32 multiply-adds a second of one core, or None where it has no AVX2."""
+    levels = _cpu.supported_simd_levels()
+    if "avx2" not in levels:
+        return None
+    return _measured_peak("float32_peak", AVX512 if "avx512vnni" in levels else AVX2)
+
+
+def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Median and best time of a call, over as many as fit in ``seconds`` (5 at least)."""
+    run()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), min(times)
+
+
+def time_side_by_side(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median time of each call; they take turns, so a busy machine hits all of them alike.
+
+    An untimed call goes before each: the threads of PyTorch's OpenMP spin on for some milliseconds
+    when they are done, on cores that the next implementation needs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _, (name, run) in itertools.product(range(rounds), runs.items()):
+        run()
+        start = time.perf_counter()
+        run()
+        times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one layer."""
+
+    layer: str
+    threads: int
+    implementation: str
+    median_ms: float
+    speedup: float  # of the dense convolution in float32
+    gmac_s: float  # effective: what is left after trimming, by time
+    share_of_peak: float | None  # of what the implementation multiplies, trimmed or not
+    gb_s: float  # input, output and weights, once each, by time
+
+
+def compare_with_dense(
+    layer: str,
+    runs: dict[str, Callable[[], object]],
+    seen_macs: int,
+    dense_macs: int,
+    num_bytes: dict[str, int],
+    peaks: dict[str, float | None],
+    rounds: int,
+) -> list[Row]:
+    """Times and prints the implementations of a layer, the first of which is the dense one.
+
+    Args:
+        layer: its name.
+        runs: by name; ``torch`` in a name marks those that multiply by trimmed weights too.
+        seen_macs, dense_macs: multiply-adds with and without trimming.
+        num_bytes: input, output and weights of each run.
+        peaks: multiply-adds a second of a core, for each run.
+        rounds: how often each run is timed.
+    """
+    threads = torch.get_num_threads()
+    with torch.inference_mode():
+        medians = time_side_by_side(runs, rounds)
+    dense = next(iter(medians.values()))
+    rows = []
+    for name, median in medians.items():
+        peak, multiplied = peaks[name], dense_macs if "torch" in name else seen_macs
+        share = multiplied / median / (peak * threads) if peak else None
+        row = Row(
+            layer,
+            threads,
+            name,
+            round(median * 1e3, 3),
+            round(dense / median, 3),
+            round(seen_macs / median / 1e9, 2),
+            None if share is None else round(share, 3),
+            round(num_bytes[name] / median / 1e9, 2),
+        )
+        print(
+            f"{layer:>36} {threads:>7}  {name:<24} {row.median_ms:9.2f} {row.speedup:7.2f} x"
+            f" {row.gmac_s:8.1f}  {'' if share is None else f'{share:6.0%}':>6} {row.gb_s:8.1f}",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def print_header() -> None:
+    print(
+        f"{'layer':>36} {'threads':>7}  {'implementation':<24} {'median ms':>9} {'speedup':>9}"
+        f" {'GMAC/s':>8} of peak     GB/s"
+    )
+
+
+def write_rows(path: Path, peaks: dict[str, float | None], rows: list[Row]) -> None:
+    """Writes peaks of one core, in GMAC/s, and the rows."""
+    document = {
+        "torch": torch.__version__,
+        "peak_gmac_s": {name: peak and round(peak / 1e9, 1) for name, peak in peaks.items()},
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
