@@ -408,8 +408,6 @@ def quantized_signature(names: list[str], constants: dict, out: str) -> dict[str
         "half": "i64",
     }
     return {
-        n: "constexpr"
-        if n in constants
-        else types.get(n, "*i32" if n.endswith("_ptr") else "i32")
+        n: "constexpr" if n in constants else types.get(n, "*i32" if n.endswith("_ptr") else "i32")
         for n in names
     }

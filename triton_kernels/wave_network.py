@@ -228,9 +228,7 @@ class WaveDecoder:
             tuple(torch.from_numpy(p).to(self._device) for p in parameters),
         )
 
-    def decode(
-        self, data: bytes, tables: TableSet, height: int, width: int
-    ) -> NDArray[np.int32]:
+    def decode(self, data: bytes, tables: TableSet, height: int, width: int) -> NDArray[np.int32]:
         """The symbols of a stream of :meth:`WaveNetwork.encode`: int32 [G, height, width].
 
         Raises:
