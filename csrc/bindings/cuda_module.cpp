@@ -51,4 +51,6 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
   bind_cuda_rans(m);
+  bind_cuda_trimmed_conv2d(m);
+  bind_cuda_wave_network(m);
 }

@@ -14,8 +14,10 @@ from torch import Tensor
 from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.trimmed_conv2d import expand_mask, require, same_conv2d_backward, trim
 
-CUDA_BLOCK_IN = 16  # kDepth in csrc/cuda/trimmed_conv2d_tile.hpp
-CUDA_BLOCK_IN_INT8 = 32
+# kTrimmedDepth and 4 * kTrimmedWords in csrc/cuda/trimmed_conv2d.hpp
+CUDA_BLOCK_IN, CUDA_BLOCK_IN_INT8 = 16, 32
+
+_DEVICE_TYPE = "cuda"
 
 
 def block_lists(mask: Tensor, in_channels: int, block_in: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +63,7 @@ class _Convolution(torch.autograd.Function):
 
 def cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`pycodec.ops.trimmed_conv2d.trimmed_conv2d` by ``csrc/cuda/trimmed_conv2d.cu``."""
-    require("trimmed_conv2d", x.device.type == "cuda", f"the cuda backend cannot run on {x.device}")
+    _check_device("trimmed_conv2d", x)
     return _Convolution.apply(x, weight, mask, bias, _run_cuda)
 
 
@@ -124,11 +126,7 @@ def quantized_cuda(
     upper: int,
 ) -> Tensor:
     """:mod:`pycodec.ops.quantized_trimmed_conv2d` by ``csrc/cuda/trimmed_conv2d.cu``."""
-    require(
-        "quantized_trimmed_conv2d",
-        x.device.type == "cuda",
-        f"the cuda backend cannot run on {x.device}",
-    )
+    _check_device("quantized_trimmed_conv2d", x)
     out = _quantized_output(x, weight, upper)
     packed = trim_quantized(weight, mask).contiguous()
     counts, blocks = block_lists(mask, x.shape[3], CUDA_BLOCK_IN_INT8)
@@ -193,6 +191,11 @@ def quantized_triton(
 def _quantized_output(x: Tensor, weight: Tensor, upper: int) -> Tensor:
     dtype = torch.uint8 if upper > 127 else torch.int8
     return x.new_empty((*x.shape[:3], weight.shape[0]), dtype=dtype)
+
+
+def _check_device(name: str, x: Tensor) -> None:
+    on_gpu = x.device.type == _DEVICE_TYPE
+    require(name, on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
 
 
 def launch_cuda(name: str, device: torch.device, **arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Run by test_wave_network_cuda.py with TRITON_INTERPRET=1: wave decoding in Triton, without a GPU."""
+"""Run by test_wave_network_cuda.py with TRITON_INTERPRET=1: wave decoding, without a GPU."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ import itertools
 
 import numpy as np
 import torch
-
-
 import trimmed_cases
 from test_trimmed_conv2d import make_layer
 

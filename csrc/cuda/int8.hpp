@@ -1,0 +1,53 @@
+// Integer arithmetic that the convolution kernels share, for the GPU and, in the tests, the host.
+#pragma once
+
+#include <cstdint>
+
+#include "rans/device.hpp"  // PYCODEC_HOST_DEVICE
+
+namespace pycodec::cuda {
+
+// acc + the sum of four products of int8. Wraps modulo 2^32.
+PYCODEC_HOST_DEVICE inline std::int32_t dot4(std::uint32_t x, std::uint32_t weight,
+                                             std::int32_t acc) {
+#ifdef __CUDA_ARCH__
+  std::int32_t result;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(weight), "r"(acc));
+  return result;
+#else
+  auto sum = static_cast<std::uint32_t>(acc);
+  for (int i = 0; i < 32; i += 8) {
+    sum += static_cast<std::uint32_t>(static_cast<std::int8_t>(x >> i) *
+                                      static_cast<std::int8_t>(weight >> i));
+  }
+  return static_cast<std::int32_t>(sum);
+#endif
+}
+
+// Sums wrap modulo 2^32.
+PYCODEC_HOST_DEVICE inline std::int32_t add(std::int32_t a, std::int32_t b) {
+  return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b));
+}
+
+// What is the same for all outputs of an integer layer.
+struct Requantization {
+  std::int32_t residual_multiplier;
+  int shift;
+  std::int32_t lower, upper;
+};
+
+// A layer's output from its accumulator, see pycodec/context/wave_network.py; no residual is 0.
+PYCODEC_HOST_DEVICE inline std::int32_t requantize(const Requantization& q, std::int32_t acc,
+                                                   std::int32_t multiplier,
+                                                   std::int32_t negative_multiplier,
+                                                   std::int32_t residual) {
+  std::int64_t sum = std::int64_t{acc} * (acc >= 0 ? multiplier : negative_multiplier) +
+                     std::int64_t{residual} * q.residual_multiplier +
+                     (std::int64_t{1} << (q.shift - 1));
+  sum >>= q.shift;
+  if (sum < q.lower) sum = q.lower;
+  if (sum > q.upper) sum = q.upper;
+  return static_cast<std::int32_t>(sum);
+}
+
+}  // namespace pycodec::cuda

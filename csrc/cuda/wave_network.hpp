@@ -1,0 +1,92 @@
+// The wave engine on a GPU: decodes an integer context network wave by wave, with the rANS decoder
+// on the device. docs/waves.md explains waves, pycodec/context/wave_network.py defines the network,
+// pycodec/context/wave_network_cuda.py prepares the arguments.
+#pragma once
+
+#include <cstdint>
+
+#include "rans/device.hpp"
+
+namespace pycodec::cuda {
+
+// Output channels that a warp computes at once, and positions.
+constexpr int kWaveChannels = 8;
+constexpr int kWavePositions = 4;
+
+// All pointers are to device memory. Python writes these structs as rows of int64, so every member
+// has 8 bytes.
+//
+// A frame is a tensor, int8, channels last, a pixel of a multiple of four bytes, with a border of
+// zeros as wide as the largest kernel asks for. Pointers are to the pixel at (0, 0) within it.
+struct WaveCudaLayer {
+  const std::int8_t* input;
+  const std::int8_t* residual;  // or null
+  std::int8_t* output;          // null for the last layer, which makes the table indexes
+  std::int64_t input_bytes, residual_bytes, output_bytes;  // of a pixel
+  // What output group g sees: words (four input channels at a tap) word_begin[g] to
+  // word_begin[g + 1] - 1, and how many bytes from the position's own pixel each is.
+  const std::int64_t* word_begin;  // [groups + 1]
+  const std::int32_t* offsets;
+  // [group][chunk of kWaveChannels][word of the group][output channel][4]; 16-byte aligned
+  const std::int8_t* weights;
+  const std::int32_t* bias;  // [groups][out_width], and the next two likewise
+  const std::int32_t* multiplier;
+  const std::int32_t* negative_multiplier;
+  std::int64_t out_width, residual_multiplier, shift, lower, upper;
+};
+
+// Symbols of equal t = group_step * group + row_step * row + column_step * column are one wave.
+struct WaveCudaOrder {
+  std::int64_t group_step, row_step, column_step;
+  std::int64_t divisor;     // gcd(row_step, column_step)
+  std::int64_t row_stride;  // column_step / divisor
+  std::int64_t inverse;     // of row_step / divisor modulo row_stride
+};
+
+// What a decoder is between two launches; zeros at the start.
+struct WaveCudaState {
+  std::uint64_t failure;  // rans::failure_report(), 0 so far
+  std::int64_t wave;      // where it failed; the next one, for launches wave by wave
+  std::uint64_t stopped;  // 1 after a failure
+};
+
+struct WaveDecodeArguments {
+  rans::DeviceTables tables;
+  const std::uint8_t* body;  // states and words of the stream, at an even address
+  std::uint64_t body_size;
+  int lanes;
+  bool check_indexes;  // there may be indexes without a table
+  const WaveCudaLayer* layers;
+  int num_layers;
+  int groups;
+  WaveCudaOrder order;
+  std::int64_t height, width, pitch, num_waves;  // pitch: pixels of a row of a frame
+  std::int8_t* symbol_frame;                     // tensor 0, at its pixel (0, 0)
+  std::int64_t symbol_bytes;
+  std::int32_t* symbols;      // [groups][height][width]
+  std::uint8_t* indexes;      // [longest wave], in the order of coding
+  std::int64_t* places;       // [longest wave]: of each, in `symbols`,
+  std::int64_t* pixels;       // and in the frame
+  std::uint32_t* checkpoint;  // [lanes + 2], for launches wave by wave
+  WaveCudaState* state;
+};
+
+// How many blocks of `threads` threads (a multiple of 32) can run at once on the current device,
+// at most `blocks_per_multiprocessor` on each of its multiprocessors.
+int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor);
+
+// Each queues its work on `stream` (a cudaStream_t) of the current device. Throws
+// std::runtime_error where a kernel cannot be launched.
+
+// All waves in one kernel, for which it does not wait: a cooperative launch, its blocks meet after
+// each layer and each draw.
+void wave_decode(const WaveDecodeArguments& arguments, int blocks, int threads, void* stream);
+
+// The same by a launch a layer and one for the draw, captured once as a CUDA graph of one wave that
+// is launched for every wave. Waits for its end.
+void wave_decode_graph(const WaveDecodeArguments& arguments, int threads, void* stream);
+
+// `count` meetings of all blocks, with nothing between them: for benchmarks.
+void wave_barriers(std::int64_t count, int blocks, int threads, void* stream);
+
+}  // namespace pycodec::cuda

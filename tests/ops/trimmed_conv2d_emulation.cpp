@@ -1,0 +1,78 @@
+// The trimmed convolutions' kernels on the host: the very code that the GPU runs, by blocks of
+// emulated threads. With csrc/bindings/cuda_trimmed_conv2d.cpp it makes a module with these
+// functions of pycodec._cuda, which take addresses of host memory instead.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+
+#include "bindings/cuda_module.hpp"
+#include "cuda/trimmed_conv2d.hpp"
+#include "cuda/trimmed_conv2d_tile.hpp"
+
+namespace pycodec::cuda {
+namespace {
+
+bool backwards = false;
+
+// See DeviceBlock. Threads take their turns forwards or backwards, so that the tests see if what
+// one does within each() depends on what another one has done there.
+struct HostBlock {
+  template <class T>
+  struct PerThread {
+    // Like registers, never cleared.
+    T values[kTrimmedThreads];
+    T& operator[](int thread) { return values[thread]; }
+  };
+
+  template <class Function>
+  static void each(const Function& f) {
+    for (int t = 0; t < kTrimmedThreads; ++t) f(backwards ? kTrimmedThreads - 1 - t : t);
+  }
+
+  static void sync() {}
+};
+
+template <class Function>
+void each_block(const TrimmedGrid& grid, const Function& f) {
+  for (std::int64_t x = 0; x < grid.x; ++x) {
+    for (int y = 0; y < grid.y; ++y) f(x, y);
+  }
+}
+
+template <class Element>
+void run(const TrimmedConv2dArguments& a) {
+  with_trimmed_tile(a.shape, [&](auto tile) {
+    using Tile = decltype(tile);
+    auto shared = std::make_unique<TrimmedShared<Element, Tile>>();
+    each_block(trimmed_grid<Tile>(a.shape, true), [&](std::int64_t x, int y) {
+      trimmed_conv2d_block<HostBlock, Element, Element, Tile>(a, x, y, *shared);
+    });
+  });
+}
+
+}  // namespace
+
+void trimmed_conv2d(const TrimmedConv2dArguments& a, void*) {
+  if (a.type == FloatType::kFloat32) return run<float>(a);
+  if (a.type == FloatType::kFloat64) return run<double>(a);
+  throw std::invalid_argument("the host has no such type");
+}
+
+void quantized_trimmed_conv2d(const QuantizedTrimmedConv2dArguments& a, void*) {
+  with_trimmed_tile(a.shape, [&](auto tile) {
+    using Tile = decltype(tile);
+    auto shared = std::make_unique<QuantizedTrimmedShared<Tile>>();
+    each_block(trimmed_grid<Tile>(a.shape, false), [&](std::int64_t x, int y) {
+      quantized_trimmed_conv2d_block<HostBlock, Tile>(a, x, y, *shared);
+    });
+  });
+}
+
+}  // namespace pycodec::cuda
+
+PYBIND11_MODULE(trimmed_conv2d_emulation, m) {
+  bind_cuda_trimmed_conv2d(m);
+  m.def("set_backwards", [](bool value) { pycodec::cuda::backwards = value; });
+}
