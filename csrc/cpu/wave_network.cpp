@@ -65,7 +65,10 @@ struct WaveNetwork::Run {
 
 // The activations of one picture, and what depends on its width.
 struct WaveNetwork::Frames {
-  Frames(const WaveNetwork& network, std::int64_t frame_height, std::int64_t frame_width)
+  // is_pass: the layers run one stage after the other, so that a tensor may take the memory of one
+  // that no later stage reads.
+  Frames(const WaveNetwork& network, std::int64_t frame_height, std::int64_t frame_width,
+         bool is_pass)
       : height(frame_height),
         width(frame_width),
         padding(network.padding_),
@@ -80,13 +83,19 @@ struct WaveNetwork::Frames {
       const std::int64_t columns = order.row_step / divisor;
       if ((rows * pitch - columns) % 2 == 0 && rows % 2 == 1) ++pitch;
     }
-    for (const int bytes : network.pixel_bytes_) {
-      const auto size = static_cast<std::size_t>((height + 2 * padding) * pitch * bytes);
-      tensors.emplace_back(size + kTrimmedSlack);
-      advise_huge_pages(tensors.back().data(), size);
+    const std::vector<int> owner = network.owners(is_pass);
+    for (std::size_t t = 0; t < network.pixel_bytes_.size(); ++t) {
+      const int bytes = network.pixel_bytes_[t];
       pixel_bytes.push_back(bytes);
+      if (owner[t] != static_cast<int>(t)) {
+        data.push_back(data[static_cast<std::size_t>(owner[t])]);
+        continue;
+      }
+      const auto size = static_cast<std::size_t>((height + 2 * padding) * pitch * bytes);
+      memory.emplace_back(size + kTrimmedSlack);
+      advise_huge_pages(memory.back().data(), size);
       // The border. What is inside is written before it is read.
-      std::uint8_t* top = tensors.back().data();
+      std::uint8_t* top = memory.back().data();
       data.push_back(top);
       std::memset(top, 128, static_cast<std::size_t>(padding * pitch * bytes));
       for (std::int64_t row = padding; row < padding + height; ++row) {
@@ -130,12 +139,44 @@ struct WaveNetwork::Frames {
   std::vector<std::vector<TrimmedLayer>> layers, blind_layers;  // [layer][group]
 
  private:
-  std::vector<AlignedBuffer> tensors;
+  std::vector<AlignedBuffer> memory;
   std::vector<std::uint8_t*> data;                       // of each tensor
   std::vector<std::vector<TrimmedConv::Places>> places;  // [layer][group]
 };
 
 WaveNetwork::~WaveNetwork() = default;
+
+// Whose memory each tensor takes: its own, or in a pass that of an earlier one of the same size.
+std::vector<int> WaveNetwork::owners(bool is_pass) const {
+  std::vector<int> owner(pixel_bytes_.size());
+  std::iota(owner.begin(), owner.end(), 0);
+  if (!is_pass) return owner;
+  // The stage that makes a tensor, and the last that reads it; counted from 1.
+  std::vector<std::size_t> made(owner.size(), 0);
+  std::vector<std::size_t> last_read(owner.size(), 0);
+  for (std::size_t stage = 0; stage < full_stages_.size(); ++stage) {
+    for (const std::size_t number : full_stages_[stage]) {
+      const Layer& layer = layers_[number];
+      if (layer.output >= 0) made[static_cast<std::size_t>(layer.output)] = stage + 1;
+      for (const int read : {layer.input, layer.residual}) {
+        if (read >= 0) last_read[static_cast<std::size_t>(read)] = stage + 1;
+      }
+    }
+  }
+  std::vector<std::size_t> free_after = last_read;  // of the memory of an owner
+  for (std::size_t t = 1 + side_widths_.size(); t < owner.size(); ++t) {
+    for (std::size_t earlier = 0; earlier < t; ++earlier) {
+      const bool is_owner = owner[earlier] == static_cast<int>(earlier);
+      if (!is_owner || pixel_bytes_[earlier] != pixel_bytes_[t]) continue;
+      // What nothing reads is written all the same.
+      if (std::max(free_after[earlier], made[earlier]) >= made[t]) continue;
+      owner[t] = static_cast<int>(earlier);
+      free_after[earlier] = std::max(last_read[t], made[t]);
+      break;
+    }
+  }
+  return owner;
+}
 
 WaveNetwork::WaveNetwork(int groups, const std::vector<int>& side_widths,
                          const std::vector<WaveLayer>& layers, const WaveOrder& order)
@@ -487,7 +528,7 @@ void WaveNetwork::encode(const std::int32_t* symbols, const std::vector<const st
                          std::uint8_t* indexes, int threads) const {
   const std::int64_t area = height * width;
   if (area == 0) return;
-  const Frames frames(*this, height, width);
+  const Frames frames(*this, height, width, true);
   fill_side(side, frames, threads);
   parallel_for(height, threads, [&](std::int64_t row) {
     for (int g = 0; g < groups_; ++g) {
@@ -542,7 +583,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
                          int threads) const {
   const std::int64_t area = height * width;
   if (area == 0) return;
-  const Frames frames(*this, height, width);
+  const Frames frames(*this, height, width, false);
   fill_side(side, frames, threads);
   run_stages(side_stages_, frames, nullptr, threads);
 

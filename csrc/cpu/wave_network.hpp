@@ -75,6 +75,7 @@ class WaveNetwork {
   };
   Added add_layer(const WaveLayer& from, std::size_t number, bool is_last, std::vector<int>& widths,
                   std::vector<bool>& known);
+  std::vector<int> owners(bool is_pass) const;
   std::size_t runs_of_wave(std::int64_t t, std::int64_t height, std::int64_t width,
                            std::vector<Run>& runs) const;
   void add_periodic_runs(std::int64_t rest, int group, std::int64_t row, std::int64_t width,
