@@ -65,12 +65,12 @@ def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]
 def time_side_by_side(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median time of each call; they take turns, so a busy machine hits all of them alike.
 
-    An untimed call goes before each: the threads of PyTorch's OpenMP spin on for some milliseconds
-    when they are done, on cores that the next implementation needs.
+    Rests in between: the threads of PyTorch's OpenMP spin on for some milliseconds when they are
+    done, on cores that the next implementation needs.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _, (name, run) in itertools.product(range(rounds), runs.items()):
-        run()
+        time.sleep(0.03)
         start = time.perf_counter()
         run()
         times[name].append(time.perf_counter() - start)

@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--orders", nargs="+", default=["plane", "slope"])
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--no-int8", action="store_true", help="leave the integer form out")

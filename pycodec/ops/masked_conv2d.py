@@ -128,16 +128,17 @@ def _backward(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     mask = _mask_of(weight, ctx.kind)
     wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-    native = runs_native(x)
-    grad_x, grad_weight, grad_bias = same_conv2d_backward(
-        grad, x, trim(weight, mask), (wants_x and not native, wants_weight, wants_bias)
-    )
-    if wants_x and native:
+    native_grad_x = None
+    if wants_x and runs_native(x):
         seen = transposed(mask[None, None])
-        grad_x = torch.ops.pycodec.trimmed_conv2d(grad, transposed(weight), seen, None)
+        native_grad_x = torch.ops.pycodec.trimmed_conv2d(grad, transposed(weight), seen, None)
+        wants_x = False
+    grad_x, grad_weight, grad_bias = same_conv2d_backward(
+        grad, x, trim(weight, mask) if wants_x else weight, (wants_x, wants_weight, wants_bias)
+    )
     if wants_weight:
         grad_weight = trim(grad_weight, mask)
-    return grad_x, grad_weight, grad_bias, None
+    return grad_x if wants_x else native_grad_x, grad_weight, grad_bias, None
 
 
 _masked_conv2d_op.register_autograd(_backward, setup_context=_setup_context)

@@ -239,17 +239,18 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     x, weight, mask = ctx.saved_tensors
-    wide = expand_mask(mask, weight)
     wants_x, wants_weight, _, wants_bias = ctx.needs_input_grad
-    native = runs_native(x)
+    native_grad_x = None
+    if wants_x and runs_native(x):
+        native_grad_x = _trimmed_conv2d_op(grad, transposed(weight), transposed(mask), None)
+        wants_x = False
+    wide = expand_mask(mask, weight)
     grad_x, grad_weight, grad_bias = same_conv2d_backward(
-        grad, x, trim(weight, wide), (wants_x and not native, wants_weight, wants_bias)
+        grad, x, trim(weight, wide) if wants_x else weight, (wants_x, wants_weight, wants_bias)
     )
-    if wants_x and native:
-        grad_x = _trimmed_conv2d_op(grad, transposed(weight), transposed(mask), None)
     if wants_weight:
         grad_weight = trim(grad_weight, wide)
-    return grad_x, grad_weight, None, grad_bias
+    return grad_x if wants_x else native_grad_x, grad_weight, None, grad_bias
 
 
 _trimmed_conv2d_op.register_autograd(_backward, setup_context=_setup_context)
