@@ -21,6 +21,7 @@ from torch import Tensor
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import SYMBOLS, IntegerLayer, WaveNetwork
+from pycodec.errors import UnsupportedError
 from pycodec.ops.trimmed_kernels import block_lists, trim_quantized
 from pycodec.triton_kernels.trimmed_conv2d import (
     BLOCK_IN_INT8,
@@ -210,9 +211,17 @@ class WaveDecoder:
     Args:
         network: its layers and order; its backend does not matter.
         device: where to decode.
+
+    Raises:
+        UnsupportedError: the network has side tensors or a phase, or a wave holds several symbols
+            of a row.
     """
 
     def __init__(self, network: WaveNetwork, device: torch.device | str) -> None:
+        if network.side_widths or network.phase.any() or network.steps[2] < 1:
+            raise UnsupportedError("Triton decodes no network with side tensors or such an order")
+        if any(layer.active is not None for layer in network.layers):
+            raise UnsupportedError("Triton decodes no layers that are active at some places only")
         self._network = network
         self._device = torch.device(device)
         self._layers = [self._upload(layer) for layer in network.layers]

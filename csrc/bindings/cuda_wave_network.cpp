@@ -2,7 +2,6 @@
 // memory.
 #include <pybind11/pybind11.h>
 
-#include <array>
 #include <cstdint>
 #include <tuple>
 
@@ -24,9 +23,6 @@ T* pointer(std::uintptr_t address) {
 // As in cuda_rans.cpp.
 using Tables = std::tuple<int, std::uint32_t, std::uintptr_t, std::uintptr_t, std::uintptr_t,
                           std::uintptr_t, std::uintptr_t, std::int32_t>;
-// Members of WaveCudaOrder.
-using Order =
-    std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 WaveDecodeArguments arguments_of(const py::dict& d) {
   const auto address = [&](const char* name) { return d[name].cast<std::uintptr_t>(); };
@@ -42,9 +38,6 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
               pointer<const std::uint16_t>(ranks),
               pointer<const std::uint32_t>(packed_slots),
               packed_base};
-  const auto [group_step, row_step, column_step, divisor, row_stride, inverse] =
-      d["order"].cast<Order>();
-  a.order = {group_step, row_step, column_step, divisor, row_stride, inverse};
   a.body = pointer<const std::uint8_t>(address("body"));
   a.body_size = d["body_size"].cast<std::uint64_t>();
   a.lanes = d["lanes"].cast<int>();
@@ -52,6 +45,10 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
   a.layers = pointer<const pycodec::cuda::WaveCudaLayer>(address("layers"));
   a.num_layers = d["num_layers"].cast<int>();
   a.groups = d["groups"].cast<int>();
+  a.places = pointer<const std::uint64_t>(address("places"));
+  a.begin = pointer<const std::int64_t>(address("begin"));
+  a.phase_height = number("phase_height");
+  a.phase_width = number("phase_width");
   a.height = number("height");
   a.width = number("width");
   a.pitch = number("pitch");
@@ -60,8 +57,6 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
   a.symbol_bytes = number("symbol_bytes");
   a.symbols = pointer<std::int32_t>(address("symbols"));
   a.indexes = pointer<std::uint8_t>(address("indexes"));
-  a.places = pointer<std::int64_t>(address("places"));
-  a.pixels = pointer<std::int64_t>(address("pixels"));
   a.checkpoint = pointer<std::uint32_t>(address("checkpoint"));
   a.state = pointer<pycodec::cuda::WaveCudaState>(address("state"));
   return a;

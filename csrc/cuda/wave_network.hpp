@@ -32,16 +32,14 @@ struct WaveCudaLayer {
   const std::int32_t* bias;  // [groups][out_width], and the next two likewise
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
+  // [phase_height][phase_width]: 0 where (row, column), modulo these, sees nothing; or null.
+  const std::uint8_t* active;
   std::int64_t out_width, residual_multiplier, shift, lower, upper;
 };
 
-// Symbols of equal t = group_step * group + row_step * row + column_step * column are one wave.
-struct WaveCudaOrder {
-  std::int64_t group_step, row_step, column_step;
-  std::int64_t divisor;     // gcd(row_step, column_step)
-  std::int64_t row_stride;  // column_step / divisor
-  std::int64_t inverse;     // of row_step / divisor modulo row_stride
-};
+// The symbols lie in the order of coding: wave by wave (empty ones left out), in a wave group by
+// group. A place is group << 54 | row << 27 | column.
+constexpr int kWaveSideBits = 27;
 
 // What a decoder is between two launches; zeros at the start.
 struct WaveCudaState {
@@ -59,14 +57,14 @@ struct WaveDecodeArguments {
   const WaveCudaLayer* layers;
   int num_layers;
   int groups;
-  WaveCudaOrder order;
+  const std::uint64_t* places;  // [groups * height * width]
+  const std::int64_t* begin;    // [num_waves * groups + 1]: the first place of group g of wave t
   std::int64_t height, width, pitch, num_waves;  // pitch: pixels of a row of a frame
+  std::int64_t phase_height, phase_width;        // of WaveCudaLayer::active
   std::int8_t* symbol_frame;                     // tensor 0, at its pixel (0, 0)
   std::int64_t symbol_bytes;
   std::int32_t* symbols;      // [groups][height][width]
   std::uint8_t* indexes;      // [longest wave], in the order of coding
-  std::int64_t* places;       // [longest wave]: of each, in `symbols`,
-  std::int64_t* pixels;       // and in the frame
   std::uint32_t* checkpoint;  // [lanes + 2], for launches wave by wave
   WaveCudaState* state;
 };

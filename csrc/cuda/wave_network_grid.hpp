@@ -38,63 +38,31 @@ struct WaveWeights {
   std::uint32_t words[4];
 };
 
-// Rows of a group that have a symbol in wave t: `count` of them from `first` on, row_stride apart.
-struct WaveRows {
-  std::int64_t rest;  // t less the group's part
-  std::int64_t first, count;
+// The symbols of a group in a wave.
+struct WaveSpan {
+  std::int64_t begin;    // of all places
+  std::int64_t in_wave;  // the same, from the wave's first place on
+  std::int64_t count;
 };
 
-// They solve row_step * row = rest (modulo column_step) with a column inside of the picture.
-PYCODEC_HOST_DEVICE inline WaveRows wave_rows(const WaveDecodeArguments& a, std::int64_t t,
+PYCODEC_HOST_DEVICE inline WaveSpan wave_span(const WaveDecodeArguments& a, std::int64_t t,
                                               int group) {
-  const WaveCudaOrder& order = a.order;
-  WaveRows rows = {t - order.group_step * group, 0, 0};
-  if (rows.rest < 0 || rows.rest % order.divisor != 0) return rows;
-  const std::int64_t beyond = rows.rest - order.column_step * (a.width - 1);
-  std::int64_t low = 0;
-  std::int64_t high = a.height - 1;
-  if (order.row_step > 0) {
-    if (beyond > 0) low = (beyond + order.row_step - 1) / order.row_step;
-    const std::int64_t last = rows.rest / order.row_step;
-    if (last < high) high = last;
-  } else if (beyond > 0) {
-    return rows;
-  }
-  const std::int64_t residue =
-      rows.rest / order.divisor % order.row_stride * order.inverse % order.row_stride;
-  rows.first = low + (residue + order.row_stride - low % order.row_stride) % order.row_stride;
-  if (rows.first <= high) rows.count = (high - rows.first) / order.row_stride + 1;
-  return rows;
+  const std::int64_t* const of_wave = a.begin + t * a.groups;
+  const std::int64_t begin = rans::load_constant(of_wave + group);
+  return {begin, begin - rans::load_constant(of_wave),
+          rans::load_constant(of_wave + group + 1) - begin};
 }
 
-struct WavePosition {
-  std::int64_t row, column;
+struct WavePlace {
+  std::int64_t group, row, column;
 };
 
-PYCODEC_HOST_DEVICE inline WavePosition wave_position(const WaveDecodeArguments& a,
-                                                      const WaveRows& rows, std::int64_t n) {
-  const std::int64_t row = rows.first + n * a.order.row_stride;
-  const std::int64_t rest = rows.rest - a.order.row_step * row;
-  return {row, a.order.column_step == 1 ? rest : rest / a.order.column_step};  // nearly always 1
-}
-
-// The symbols of wave t in groups before `group`.
-template <class Warp>
-PYCODEC_DEVICE std::int64_t wave_begin(const WaveDecodeArguments& a, std::int64_t t, int group) {
-  typename Warp::template PerThread<std::int64_t> sum;
-  Warp::each([&](unsigned thread) {
-    sum[thread] = 0;
-    for (int g = static_cast<int>(thread); g < group; g += static_cast<int>(rans::kWarpThreads)) {
-      sum[thread] += wave_rows(a, t, g).count;
-    }
-  });
-  for (unsigned distance = rans::kWarpThreads / 2; distance > 0; distance /= 2) {
-    typename Warp::template PerThread<unsigned> source;
-    Warp::each([&](unsigned thread) { source[thread] = thread ^ distance; });
-    const auto other = Warp::shuffle(sum, source);
-    Warp::each([&](unsigned thread) { sum[thread] += other[thread]; });
-  }
-  return Warp::broadcast(sum, 0);
+PYCODEC_HOST_DEVICE inline WavePlace wave_place(const WaveDecodeArguments& a, std::int64_t n) {
+  constexpr std::uint64_t kMask = (std::uint64_t{1} << kWaveSideBits) - 1;
+  const std::uint64_t place = rans::load_constant(a.places + n);
+  return {static_cast<std::int64_t>(place >> (2 * kWaveSideBits)),
+          static_cast<std::int64_t>(place >> kWaveSideBits & kMask),
+          static_cast<std::int64_t>(place & kMask)};
 }
 
 // Sums of the products of words slice, slice + 8, ... that a group sees from a pixel, for eight
@@ -123,8 +91,7 @@ PYCODEC_HOST_DEVICE inline void wave_accumulate(const std::int8_t* pixel,
 // end output channel t % 8.
 template <class Warp>
 PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLayer& layer,
-                                  int group, const WaveRows& rows, std::int64_t begin, int chunk,
-                                  std::int64_t first) {
+                                  int group, const WaveSpan& span, int chunk, std::int64_t first) {
   static_assert(kWavePositions * kWaveChannels == rans::kWarpThreads);
   const std::int64_t word_begin = rans::load_constant(layer.word_begin + group);
   const int words =
@@ -135,12 +102,17 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
                               2 * (word_begin * chunks + std::int64_t{chunk} * words);
 
   typename Warp::template PerThread<std::int32_t[kWaveChannels]> acc;
+  typename Warp::template PerThread<std::int64_t> pixel;
   Warp::each([&](unsigned t) {
     const std::int64_t n = first + t / kWaveChannels;
     // Threads without a position do the same work as the first one, so that all stay together.
-    const WavePosition p = wave_position(a, rows, n < rows.count ? n : first);
-    wave_accumulate(layer.input + (p.row * a.pitch + p.column) * layer.input_bytes, offsets,
-                    weights, words, static_cast<int>(t % kWaveChannels), acc[t]);
+    const WavePlace p = wave_place(a, span.begin + (n < span.count ? n : first));
+    pixel[t] = p.row * a.pitch + p.column;
+    const bool sees = layer.active == nullptr ||
+                      rans::load_constant(layer.active + p.row % a.phase_height * a.phase_width +
+                                          p.column % a.phase_width) != 0;
+    wave_accumulate(layer.input + pixel[t] * layer.input_bytes, offsets, weights, sees ? words : 0,
+                    static_cast<int>(t % kWaveChannels), acc[t]);
   });
   // Eight sums over eight threads: of two threads `half` apart one takes the upper half of the
   // channels that both have, the other the lower.
@@ -163,9 +135,7 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
   Warp::each([&](unsigned t) {
     const std::int64_t n = first + t / kWaveChannels;
     const std::int64_t in_group = std::int64_t{chunk} * kWaveChannels + t % kWaveChannels;
-    if (n >= rows.count || in_group >= layer.out_width) return;
-    const WavePosition p = wave_position(a, rows, n);
-    const std::int64_t pixel = p.row * a.pitch + p.column;
+    if (n >= span.count || in_group >= layer.out_width) return;
     const std::int64_t channel = group * layer.out_width + in_group;
     const Requantization q = {static_cast<std::int32_t>(layer.residual_multiplier),
                               static_cast<int>(layer.shift), static_cast<std::int32_t>(layer.lower),
@@ -176,14 +146,12 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
                    rans::load_constant(layer.negative_multiplier + channel),
                    layer.residual == nullptr
                        ? 0
-                       : load_shared(layer.residual + pixel * layer.residual_bytes + channel));
+                       : load_shared(layer.residual + pixel[t] * layer.residual_bytes + channel));
     if (layer.output != nullptr) {
-      layer.output[pixel * layer.output_bytes + channel] = static_cast<std::int8_t>(value);
-      return;
+      layer.output[pixel[t] * layer.output_bytes + channel] = static_cast<std::int8_t>(value);
+    } else {
+      a.indexes[span.in_wave + n] = static_cast<std::uint8_t>(value);
     }
-    a.indexes[begin + n] = static_cast<std::uint8_t>(value);
-    a.places[begin + n] = (group * a.height + p.row) * a.width + p.column;
-    a.pixels[begin + n] = pixel * a.symbol_bytes + group;
   });
 }
 
@@ -215,13 +183,15 @@ PYCODEC_DEVICE WaveSeat wave_seat(const Grid& grid, int groups) {
 // A warp's share of one layer in wave t.
 template <class Warp>
 PYCODEC_DEVICE void run_wave_layer(const WaveDecodeArguments& a, const WaveCudaLayer& layer,
-                                   const WaveSeat& seat, int group, const WaveRows& rows,
-                                   std::int64_t begin) {
+                                   const WaveSeat& seat, std::int64_t t) {
   const std::int64_t chunks = (layer.out_width + kWaveChannels - 1) / kWaveChannels;
-  const std::int64_t tasks = (rows.count + kWavePositions - 1) / kWavePositions * chunks;
-  for (std::int64_t task = seat.member; task < tasks; task += seat.members) {
-    run_wave_task<Warp>(a, layer, group, rows, begin, static_cast<int>(task % chunks),
-                        task / chunks * kWavePositions);
+  for (int group = seat.first_group; group < a.groups; group += seat.group_step) {
+    const WaveSpan span = wave_span(a, t, group);
+    const std::int64_t tasks = (span.count + kWavePositions - 1) / kWavePositions * chunks;
+    for (std::int64_t task = seat.member; task < tasks; task += seat.members) {
+      run_wave_task<Warp>(a, layer, group, span, static_cast<int>(task % chunks),
+                          task / chunks * kWavePositions);
+    }
   }
 }
 
@@ -229,13 +199,16 @@ PYCODEC_DEVICE void run_wave_layer(const WaveDecodeArguments& a, const WaveCudaL
 template <class Warp, int kLanesPerThread>
 PYCODEC_DEVICE std::uint64_t draw_wave(const WaveDecodeArguments& a,
                                        rans::WarpDecoder<Warp, kLanesPerThread>& decoder,
-                                       std::uint32_t count) {
+                                       std::int64_t t) {
+  const std::int64_t begin = rans::load_constant(a.begin + t * a.groups);
+  const auto count =
+      static_cast<std::uint32_t>(rans::load_constant(a.begin + (t + 1) * a.groups) - begin);
   if (a.check_indexes) {
     // Before any symbol is popped, as on the CPU.
     for (std::uint32_t first = 0; first < count; first += rans::kWarpThreads) {
       typename Warp::template PerThread<bool> wrong;
-      Warp::each([&](unsigned t) {
-        wrong[t] = first + t < count && load_shared(a.indexes + first + t) >= a.tables.num_tables;
+      Warp::each([&](unsigned i) {
+        wrong[i] = first + i < count && load_shared(a.indexes + first + i) >= a.tables.num_tables;
       });
       const std::uint32_t mask = Warp::ballot(wrong);
       if (mask != 0) {
@@ -246,9 +219,11 @@ PYCODEC_DEVICE std::uint64_t draw_wave(const WaveDecodeArguments& a,
   return decoder.decode(
       count, [&](std::uint32_t n) -> std::uint32_t { return load_shared(a.indexes + n); },
       [&](std::uint32_t n, std::int32_t symbol) {
-        a.symbols[load_shared(a.places + n)] = symbol;
+        const WavePlace p = wave_place(a, begin + n);
+        a.symbols[(p.group * a.height + p.row) * a.width + p.column] = symbol;
         const std::int32_t clamped = symbol < -128 ? -128 : symbol > 127 ? 127 : symbol;
-        a.symbol_frame[load_shared(a.pixels + n)] = static_cast<std::int8_t>(clamped);
+        a.symbol_frame[(p.row * a.pitch + p.column) * a.symbol_bytes + p.group] =
+            static_cast<std::int8_t>(clamped);
       });
 }
 
@@ -272,29 +247,15 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   rans::WarpDecoder<Warp, kLanesPerThread> decoder(a.tables, a.lanes);
   std::uint64_t report = 0;
   if (draws) report = decoder.start(a.body, a.body_size);
-  // Of the warp's group, nearly always its only one; a wave's are found while the one before is
-  // drawn.
-  WaveRows own_rows = wave_rows(a, 0, seat.first_group);
-  std::int64_t own_begin = wave_begin<Warp>(a, 0, seat.first_group);
   for (std::int64_t t = 0; t < a.num_waves; ++t) {
     for (int l = 0; l < a.num_layers; ++l) {
-      run_wave_layer<Warp>(a, a.layers[l], seat, seat.first_group, own_rows, own_begin);
-      for (int group = seat.first_group + seat.group_step; group < a.groups;
-           group += seat.group_step) {
-        run_wave_layer<Warp>(a, a.layers[l], seat, group, wave_rows(a, t, group),
-                             wave_begin<Warp>(a, t, group));
-      }
+      run_wave_layer<Warp>(a, a.layers[l], seat, t);
       grid.sync();
     }
     if (draws) {
-      if (report == 0) {
-        const std::int64_t count = wave_begin<Warp>(a, t, a.groups);
-        report = draw_wave<Warp>(a, decoder, static_cast<std::uint32_t>(count));
-      }
+      if (report == 0) report = draw_wave<Warp>(a, decoder, t);
       report_failure<Warp>(a, t, report);
     }
-    own_rows = wave_rows(a, t + 1, seat.first_group);
-    own_begin = wave_begin<Warp>(a, t + 1, seat.first_group);
     grid.sync();
     if (load_shared(&a.state->stopped) != 0) return;
   }
@@ -310,11 +271,7 @@ PYCODEC_DEVICE void decode_wave_layer(const Grid& grid, const WaveDecodeArgument
   using Warp = typename Grid::Warp;
   if (load_shared(&a.state->stopped) != 0) return;
   const std::int64_t t = load_shared(&a.state->wave);
-  const WaveSeat seat = wave_seat(grid, a.groups);
-  for (int group = seat.first_group; group < a.groups; group += seat.group_step) {
-    run_wave_layer<Warp>(a, a.layers[number], seat, group, wave_rows(a, t, group),
-                         wave_begin<Warp>(a, t, group));
-  }
+  if (t < a.num_waves) run_wave_layer<Warp>(a, a.layers[number], wave_seat(grid, a.groups), t);
 }
 
 // And the draw, by one warp, which then goes on to the next wave.
@@ -329,10 +286,7 @@ PYCODEC_DEVICE void decode_wave_draw(const WaveDecodeArguments& a) {
   } else {
     decoder.resume(a.body, a.body_size, a.checkpoint);
   }
-  if (report == 0 && t < a.num_waves) {
-    const std::int64_t count = wave_begin<Warp>(a, t, a.groups);
-    report = draw_wave<Warp>(a, decoder, static_cast<std::uint32_t>(count));
-  }
+  if (report == 0 && t < a.num_waves) report = draw_wave<Warp>(a, decoder, t);
   if (report == 0 && t + 1 >= a.num_waves) report = decoder.finish();
   report_failure<Warp>(a, t, report);
   decoder.save(a.checkpoint);

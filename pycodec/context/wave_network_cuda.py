@@ -8,7 +8,7 @@ same code on the host.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from pycodec.ops.backends import check_backend, cuda_kernels
 _CHANNELS = 8  # kWaveChannels in csrc/cuda/wave_network.hpp
 _WORD = 4  # input channels to a multiplication of dot products
 _HEADER_BYTES, _STATE_BYTES, _WORD_BYTES = 1, 4, 2  # of rANS streams, csrc/rans/rans.hpp
+_SIDE_BITS = 27  # kWaveSideBits
 _NO_TABLE, _STATE_TOO_SMALL = 7, 4  # enum class Failure in csrc/rans/device.hpp
 
 
@@ -48,7 +49,7 @@ class Launch:
 class Pending:
     """A picture that is being decoded."""
 
-    network: WaveNetwork
+    order: _Order
     symbols: Tensor
     state: Tensor  # int64 [3]: WaveCudaState in csrc/cuda/wave_network.hpp
     indexes: Tensor
@@ -63,8 +64,11 @@ class Pending:
         # rans::failure_report() in csrc/rans/device.hpp
         kind, lane, position = report & 0xFF, report >> 8 & 0xFF, report >> 32
         if kind == _NO_TABLE:
-            count = len(self.network.waves(*self.symbols.shape[1:])[wave])
-            raise InputError(rans_cuda._no_table(int(self.indexes[:count].max()), self.tables))
+            groups = self.order.groups
+            first, end = self.order.begin[[wave * groups, (wave + 1) * groups]].tolist()
+            raise InputError(
+                rans_cuda._no_table(int(self.indexes[: end - first].max()), self.tables)
+            )
         offset = _HEADER_BYTES + _STATE_BYTES * self.lanes + _WORD_BYTES * position
         if kind == _STATE_TOO_SMALL:
             offset = _HEADER_BYTES + _STATE_BYTES * lane
@@ -87,35 +91,50 @@ class CudaWaveNetwork:
         self.device = rans_cuda._find_device(device)
         self._layers = [_DeviceLayer(layer, self.device) for layer in network.layers]
         self._padding = max(layer.weight.shape[1] // 2 for layer in network.layers)
-        self._permutation: tuple[tuple[int, int], Tensor] | None = None
+        self._first = 1 + len(network.side_widths)  # number of the first layer's tensor
+        known = set(range(1, self._first))  # tensors that do not depend on symbols
+        self._side_layers = []
+        for number, layer in enumerate(network.layers[:-1]):
+            if layer.input in known and (layer.residual is None or layer.residual in known):
+                known.add(self._first + number)
+                self._side_layers.append(number)
+        self._order: tuple[tuple[int, int], _Order] | None = None
 
-    def order(self, symbols: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    def order(
+        self, symbols: NDArray[np.int32], *, side: Sequence[NDArray[np.int8]] = ()
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """All symbols in the order of coding with the table index of each; see WaveNetwork.order.
 
         Raises:
-            InputError: ``symbols`` are not int32 [G, H, W].
+            InputError: ``symbols`` are not int32 [G, H, W], or ``side`` does not fit.
         """
         symbols = np.ascontiguousarray(symbols)
         groups = self.network.groups
         if symbols.dtype != np.int32 or symbols.ndim != 3 or symbols.shape[0] != groups:
             raise InputError(f"symbols must be int32 [{groups}, H, W]")
+        side = self.network._checked(side, *symbols.shape[1:])
         if symbols.size == 0:
             return np.empty(0, np.int32), np.empty(0, np.uint8)
         on_device = torch.from_numpy(symbols).to(self.device)
-        frame = on_device.clamp(-128, 127).to(torch.int8).permute(1, 2, 0)[None].contiguous()
-        tensors = [frame]
+        tensors = [_channels_last(on_device.clamp(-128, 127).to(torch.int8))]
+        tensors += [_channels_last(torch.from_numpy(s).to(self.device)) for s in side]
         for on_gpu in self._layers:
             tensors.append(on_gpu.run(tensors))
         indexes = tensors[-1][0].permute(2, 0, 1).reshape(-1).view(torch.uint8)
-        permutation = self._coding_order(*symbols.shape[1:])
+        permutation = self._coding_order(*symbols.shape[1:]).permutation
         ordered = on_device.view(-1)[permutation], indexes[permutation]
         return tuple(t.cpu().numpy() for t in ordered)
 
     def encode(
-        self, symbols: NDArray[np.int32], tables: TableSet, *, lanes: int | None = None
+        self,
+        symbols: NDArray[np.int32],
+        tables: TableSet,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
+        lanes: int | None = None,
     ) -> bytes:
         """The stream of :meth:`WaveNetwork.encode`, written by the CPU's coder."""
-        ordered, indexes = self.order(symbols)
+        ordered, indexes = self.order(symbols, side=side)
         return rans.encode(ordered, indexes, tables, lanes=lanes)
 
     def decode(
@@ -125,51 +144,54 @@ class CudaWaveNetwork:
         height: int,
         width: int,
         *,
+        side: Sequence[NDArray[np.int8]] = (),
         launch: Launch | None = None,
     ) -> NDArray[np.int32]:
         """The symbols of a stream of :meth:`encode`: int32 [G, height, width].
 
         Raises:
-            InputError: a size is negative, an index has no table, or ``launch`` does not fit.
+            InputError: a size is negative, an index has no table, or ``side`` or ``launch`` does
+                not fit.
             CorruptStreamError: the stream is damaged; the error is that of the CPU.
         """
-        pending = self.queue_decode(data, tables, height, width, launch or Launch())
+        pending = self.queue_decode(data, tables, height, width, side=side, launch=launch)
         return pending.wait().cpu().numpy()
 
     def queue_decode(
-        self, data: bytes, tables: TableSet, height: int, width: int, launch: Launch
+        self,
+        data: bytes,
+        tables: TableSet,
+        height: int,
+        width: int,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
+        launch: Launch | None = None,
     ) -> Pending:
         """:meth:`decode`, queued on the current stream; the symbols stay on the device."""
-        network, device = self.network, self.device
+        network, device, launch = self.network, self.device, launch or Launch()
         if height < 0 or width < 0:
             raise InputError(f"a picture cannot have {height} x {width} pixels")
+        if max(height, width) >= 1 << _SIDE_BITS:
+            raise InputError(f"{height} x {width} pixels are too many for a GPU")
         if launch.threads % 32 or not 32 <= launch.threads <= 512:
             raise InputError(f"threads must be a multiple of 32 up to 512, not {launch.threads}")
         if launch.blocks_per_multiprocessor < 1:
             raise InputError("a multiprocessor needs a block at least")
+        side = network._checked(side, height, width)
         lanes = rans.RansDecoder(data, tables).lanes  # checks the header and the states
         body = rans_cuda._upload(np.frombuffer(data, np.uint8)[_HEADER_BYTES:].copy(), device)
+        order = self._coding_order(height, width)
         pitch = width + 2 * self._padding
-        frames = [self._frame(network.groups, height, pitch)]
-        frames += [
-            self._frame(layer.groups * layer.out_width, height, pitch)
-            for layer in network.layers[:-1]
-        ]
-        offsets = [on_gpu.offsets(pitch) for on_gpu in self._layers]
-        rows = [
-            on_gpu.row(frames, [self._address(f) for f in frames], number, offset)
-            for number, (on_gpu, offset) in enumerate(zip(self._layers, offsets, strict=True))
-        ]
+        frames = self._frames(side, height, width)
+        waves = [n for n in range(len(self._layers)) if n not in self._side_layers]
+        offsets = {n: self._layers[n].offsets(pitch) for n in waves}
+        addresses = [self._address(frame) for frame in frames]
+        rows = [self._layers[n].row(frames, addresses, self._first + n, offsets[n]) for n in waves]
         layers = rans_cuda._upload(np.array(rows, np.int64), device)
-        longest = network.groups * _most_rows(network.steps, height, width)
-        indexes = torch.empty(longest, dtype=torch.uint8, device=device)
-        places, pixels = (torch.empty(longest, dtype=torch.int64, device=device) for _ in "pf")
+        indexes = torch.empty(order.longest, dtype=torch.uint8, device=device)
         symbols = torch.zeros((network.groups, height, width), dtype=torch.int32, device=device)
         checkpoint = torch.empty(lanes + 2, dtype=torch.int32, device=device)
         state = torch.zeros(3, dtype=torch.int64, device=device)
-        group_step, row_step, column_step = network.steps
-        divisor = math.gcd(row_step, column_step)
-        stride = column_step // divisor
         arguments = {
             "tables": rans_cuda._tables_on(tables, device).addresses,
             "body": body.data_ptr(),
@@ -179,52 +201,93 @@ class CudaWaveNetwork:
             "layers": layers.data_ptr(),
             "num_layers": len(rows),
             "groups": network.groups,
-            "order": (
-                *(group_step, row_step, column_step),
-                *(divisor, stride, pow(row_step // divisor, -1, stride)),
-            ),
+            "places": order.places.data_ptr(),
+            "begin": order.begin.data_ptr(),
             "height": height,
             "width": width,
             "pitch": pitch,
-            "num_waves": network.num_waves(height, width),
-            "symbol_frame": self._address(frames[SYMBOLS]),
+            "num_waves": order.num_waves,
+            "phase_height": network.phase.shape[0],
+            "phase_width": network.phase.shape[1],
+            "symbol_frame": addresses[SYMBOLS],
             "symbol_bytes": frames[SYMBOLS].shape[2],
             "symbols": symbols.data_ptr(),
             "indexes": indexes.data_ptr(),
-            "places": places.data_ptr(),
-            "pixels": pixels.data_ptr(),
             "checkpoint": checkpoint.data_ptr(),
             "state": state.data_ptr(),
         }
+        options = {"threads": launch.threads}
         if launch.persistent:
-            blocks = _resident_blocks(device, lanes, launch)
-            options = {"blocks": blocks, "threads": launch.threads}
+            options["blocks"] = _resident_blocks(device, lanes, launch)
             rans_cuda._launch("wave_decode", device, arguments=arguments, **options)
         else:
-            options = {"threads": launch.threads}
             rans_cuda._launch("wave_decode_graph", device, arguments=arguments, **options)
-        return Pending(self.network, symbols, state, indexes, lanes, tables)
+        # What the kernel reads may be freed here: its memory is used again on the same stream only.
+        return Pending(order, symbols, state, indexes, lanes, tables)
 
-    def _frame(self, channels: int, height: int, pitch: int) -> Tensor:
-        """int8 zeros [H + border, pitch, pixel], see csrc/cuda/wave_network.hpp."""
-        shape = (height + 2 * self._padding, pitch, _round_up(channels, _WORD))
-        return torch.zeros(shape, dtype=torch.int8, device=self.device)
+    def _frames(self, side: Sequence[NDArray[np.int8]], height: int, width: int) -> list[Tensor]:
+        """All tensors but the last with their borders, those that are known filled in."""
+        layers = self.network.layers
+        widths = [1, *self.network.side_widths, *(layer.out_width for layer in layers[:-1])]
+        pitch = width + 2 * self._padding
+        frames = [
+            torch.zeros(
+                (height + 2 * self._padding, pitch, _round_up(self.network.groups * n, _WORD)),
+                dtype=torch.int8,
+                device=self.device,
+            )
+            for n in widths
+        ]
+        known = {
+            1 + n: _channels_last(torch.from_numpy(s).to(self.device)) for n, s in enumerate(side)
+        }
+        for number in self._side_layers if height and width else ():
+            known[self._first + number] = self._layers[number].run(known)
+        begin = self._padding
+        for number, tensor in known.items():
+            inside = frames[number][begin : begin + height, begin : begin + width]
+            inside[:, :, : tensor.shape[3]] = tensor[0]
+        return frames
 
     def _address(self, frame: Tensor) -> int:
         """Of the pixel at (0, 0)."""
         _, pitch, pixel = frame.shape
         return frame.data_ptr() + (self._padding * pitch + self._padding) * pixel
 
-    def _coding_order(self, height: int, width: int) -> Tensor:
-        """Places of the symbols in [G, H, W], in the order of coding; kept for the next picture."""
-        if self._permutation is None or self._permutation[0] != (height, width):
-            sides = (self.network.groups, height, width)
-            ranges = [torch.arange(n, device=self.device) for n in sides]
-            g, h, w = torch.meshgrid(*ranges, indexing="ij")
-            steps = self.network.steps
-            t = (steps[0] * g + steps[1] * h + steps[2] * w).view(-1)
-            self._permutation = (height, width), torch.argsort(t, stable=True)
-        return self._permutation[1]
+    def _coding_order(self, height: int, width: int) -> _Order:
+        """Kept for the next picture of this size."""
+        if self._order is None or self._order[0] != (height, width):
+            self._order = (height, width), _Order.of(self.network, height, width, self.device)
+        return self._order[1]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The symbols of a picture in the order of coding."""
+
+    permutation: Tensor  # int64 [n]: places in [G, H, W]
+    places: Tensor  # int64 [n]: group << 54 | row << 27 | column
+    begin: Tensor  # int64 [waves * G + 1]: of each group of each wave that is not empty
+    num_waves: int
+    longest: int
+    groups: int
+
+    @classmethod
+    def of(cls, network: WaveNetwork, height: int, width: int, device: torch.device) -> _Order:
+        groups = network.groups
+        ranges = [torch.arange(n, device=device) for n in (groups, height, width)]
+        g, h, w = (x.reshape(-1) for x in torch.meshgrid(*ranges, indexing="ij"))
+        phase = torch.from_numpy(np.asarray(network.phase, np.int64)).to(device)
+        t = network.steps[0] * g + network.steps[1] * h + network.steps[2] * w
+        t += phase[h % phase.shape[0], w % phase.shape[1]]
+        permutation = torch.argsort(t, stable=True)
+        numbers, wave = torch.unique(t, return_inverse=True)
+        counts = torch.bincount(wave * groups + g, minlength=len(numbers) * groups)
+        begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        places = (g << 2 * _SIDE_BITS | h << _SIDE_BITS | w)[permutation]
+        lengths = counts.view(len(numbers), groups).sum(1)
+        longest = int(lengths.max()) if len(numbers) else 0
+        return cls(permutation, places, begin, len(numbers), longest, groups)
 
 
 class _DeviceLayer:
@@ -239,7 +302,7 @@ class _DeviceLayer:
         seen = layer.mask.transpose(0, 2, 3, 1).reshape(groups, kernel * kernel, groups)
         seen = np.pad(seen.repeat(layer.in_width, 2), ((0, 0), (0, 0), (0, surplus)))
         seen = seen.reshape(groups, kernel * kernel, words, _WORD).any(3)
-        weight = np.pad(layer.trimmed_weight(), ((0, 0), (0, 0), (0, 0), (0, surplus)))
+        weight = np.pad(_trimmed(layer), ((0, 0), (0, 0), (0, 0), (0, surplus)))
         weight = weight.reshape(groups, layer.out_width, kernel * kernel, words, _WORD)
         chunks = -(-layer.out_width // _CHANNELS)
         packed, taps_of_words, numbers = [], [], []
@@ -255,22 +318,34 @@ class _DeviceLayer:
         self._rows, self._columns = taps // kernel - radius, taps % kernel - radius
         self._numbers = np.concatenate(numbers)
         begin = np.cumsum([0, *map(len, numbers)])
-        arrays = (begin, np.concatenate(packed), *self._parameters())
-        self._packed = [rans_cuda._upload(array, device) for array in arrays]
-        self._mask = torch.from_numpy(layer.mask).to(device)
-        self._weight = torch.from_numpy(np.ascontiguousarray(layer.weight)).to(device)
+        weights = np.concatenate(packed)
+        self._begin, self._packed = (rans_cuda._upload(x, device) for x in (begin, weights))
+        parameters = layer.bias, layer.multiplier, layer.negative_multiplier
+        self._parameters = [rans_cuda._upload(array, device) for array in parameters]
+        active = np.zeros(0, np.uint8) if layer.active is None else layer.active.astype(np.uint8)
+        self._active = rans_cuda._upload(active, device)
+        self._mask = torch.from_numpy(layer.mask).to(device).contiguous()
+        self._weight = rans_cuda._upload(layer.weight, device)
 
-    def _parameters(self) -> tuple[NDArray[np.int32], ...]:
-        return self.layer.bias, self.layer.multiplier, self.layer.negative_multiplier
+    def run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor]) -> Tensor:
+        """The layer over a whole picture, [1, H, W, C]; int8, or uint8 for a last layer's range."""
+        out = self._run(tensors, self._mask)
+        if self.layer.active is None:
+            return out
+        height, width = out.shape[1:3]
+        ph, pw = self.layer.active.shape
+        active = torch.from_numpy(self.layer.active).to(self.device)
+        active = active.repeat(-(-height // ph), -(-width // pw))[:height, :width]
+        nothing = self._run(tensors, torch.zeros_like(self._mask))
+        return torch.where(active[None, :, :, None], out, nothing)
 
-    def run(self, tensors: list[Tensor]) -> Tensor:
-        """The layer over a whole picture, [1, H, W, C]; bytes of int8 or uint8."""
+    def _run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor], mask: Tensor) -> Tensor:
         layer = self.layer
         return trimmed_kernels.quantized_cuda(
             tensors[layer.input],
             self._weight,
-            self._mask,
-            *self._packed[2:],
+            mask,
+            *self._parameters,
             layer.shift,
             None if layer.residual is None else tensors[layer.residual],
             layer.residual_multiplier,
@@ -287,24 +362,23 @@ class _DeviceLayer:
         return rans_cuda._upload(offsets.astype(np.int32), self.device)
 
     def row(
-        self, frames: list[Tensor], addresses: list[int], number: int, offsets: Tensor
+        self, frames: list[Tensor], addresses: list[int], output: int, offsets: Tensor
     ) -> list[int]:
-        """The members of a WaveCudaLayer."""
-        layer = self.layer
-        last = number + 1 == len(frames)
-        begin, weights, *parameters = (tensor.data_ptr() for tensor in self._packed)
-        residual = layer.residual
+        """The members of a WaveCudaLayer; ``output`` is the number of its tensor."""
+        layer, residual = self.layer, self.layer.residual
+        last = output == len(frames)
         return [
             addresses[layer.input],
             0 if residual is None else addresses[residual],
-            0 if last else addresses[number + 1],
+            0 if last else addresses[output],
             frames[layer.input].shape[2],
             0 if residual is None else frames[residual].shape[2],
-            0 if last else frames[number + 1].shape[2],
-            begin,
+            0 if last else frames[output].shape[2],
+            self._begin.data_ptr(),
             offsets.data_ptr(),
-            weights,
-            *parameters,
+            self._packed.data_ptr(),
+            *(tensor.data_ptr() for tensor in self._parameters),
+            0 if layer.active is None else self._active.data_ptr(),
             layer.out_width,
             layer.residual_multiplier,
             layer.shift,
@@ -317,12 +391,15 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _most_rows(steps: tuple[int, int, int], height: int, width: int) -> int:
-    """At most so many rows of a group have a symbol in one wave."""
-    if height == 0 or width == 0:
-        return 0
-    _, row_step, column_step = steps
-    return height if row_step == 0 else min(height, column_step * (width - 1) // row_step + 1)
+def _trimmed(layer: IntegerLayer) -> NDArray[np.int8]:
+    """The weight with zeros where the mask cuts: int8 [G * out_width, k, k, G * in_width]."""
+    mask = layer.mask.transpose(0, 2, 3, 1)
+    return layer.weight * mask.repeat(layer.out_width, 0).repeat(layer.in_width, 3)
+
+
+def _channels_last(planes: Tensor) -> Tensor:
+    """[C, H, W] to [1, H, W, C]."""
+    return planes.permute(1, 2, 0)[None].contiguous()
 
 
 def _resident_blocks(device: torch.device, lanes: int, launch: Launch) -> int:

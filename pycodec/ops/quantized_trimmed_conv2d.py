@@ -232,7 +232,18 @@ def _native(
     return torch.from_numpy(out)
 
 
+def _gpu(name: str):
+    # Imported late: kernels and this module's siblings need each other.
+    def run(*arguments) -> Tensor:
+        from pycodec.ops import trimmed_kernels
+
+        return getattr(trimmed_kernels, f"quantized_{name}")(*arguments)
+
+    return run
+
+
 _IMPLEMENTATIONS = {"reference": _reference, "native": _native}
+_IMPLEMENTATIONS |= {"cuda": _gpu("cuda"), "triton": _gpu("triton")}
 
 
 @torch.library.custom_op("pycodec::quantized_trimmed_conv2d", mutates_args=())

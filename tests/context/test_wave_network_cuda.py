@@ -25,8 +25,17 @@ from pycodec.errors import CorruptStreamError, InputError
 from pycodec.ops import trimmed_kernels
 
 from ..emulation import build
-from .test_wave_network import ORDERS, TABLES, random_network, random_volume
+from .test_wave_network import (
+    CHECKERBOARD,
+    ORDERS,
+    TABLES,
+    random_network,
+    random_side,
+    random_volume,
+    side_network,
+)
 
+FEW_WAVES = {"channelwise": (1, 0, 0), "rows": (1, 2, 0), "columns": (0, 0, 1)}
 HERE = Path(__file__).parent
 PERSISTENT, GRAPH = Launch(threads=64), Launch(persistent=False, threads=64)
 
@@ -114,6 +123,37 @@ class TestOnEveryDevice:
         decoded = on_gpu.decode(stream, TABLES, height, width, launch=launch)
         assert decoded.dtype == np.int32
         np.testing.assert_array_equal(decoded, symbols)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        order=st.sampled_from([*sorted(ORDERS), *FEW_WAVES, "checkerboard"]),
+        groups=st.integers(1, 4),
+        kernel=st.sampled_from([1, 3, 5]),
+        height=st.integers(1, 9),
+        width=st.integers(1, 20),
+        blocks=st.integers(1, 8),
+        launch=st.sampled_from([PERSISTENT, GRAPH]),
+    )
+    @settings(max_examples=30)
+    def test_side_tensors_and_other_orders(
+        self, device, seed, order, groups, kernel, height, width, blocks, launch
+    ):
+        rng = np.random.default_rng(seed)
+        if order == "checkerboard":
+            network = side_network(rng, (0, 0, 0), groups, kernel, **CHECKERBOARD)
+        else:
+            network = side_network(rng, {**ORDERS, **FEW_WAVES}[order], groups, kernel)
+        symbols = random_volume(rng, groups, height, width)
+        side = random_side(rng, network, height, width)
+        device, set_blocks = device
+        set_blocks(blocks)
+        on_gpu = CudaWaveNetwork(network, device)
+        stream = network.encode(symbols, TABLES, side=side)
+        assert on_gpu.encode(symbols, TABLES, side=side) == stream
+        decoded = on_gpu.decode(stream, TABLES, height, width, side=side, launch=launch)
+        np.testing.assert_array_equal(decoded, symbols)
+        with pytest.raises(InputError, match="side"):
+            on_gpu.decode(stream, TABLES, height, width, launch=launch)
 
     @pytest.mark.parametrize("launch", [PERSISTENT, GRAPH])
     def test_far_symbols(self, device, launch):

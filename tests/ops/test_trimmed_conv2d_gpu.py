@@ -17,6 +17,7 @@ from pycodec.errors import InputError
 from pycodec.ops import trimmed_kernels
 from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.masked_conv2d import masked_conv2d
+from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 
 from ..emulation import build
@@ -48,9 +49,11 @@ def host(request, emulation):
 
 
 @st.composite
-def shapes(draw, largest=20):
+def shapes(draw, largest=20, square=False):
     """(shape of x, Cout, kernel, groups) with tiles that are full, partial and several."""
     groups = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    if square:
+        groups = groups[:1] * 2
     x = (
         draw(st.integers(1, 2)),
         groups[0] * draw(st.integers(1, largest)),
@@ -133,11 +136,13 @@ class TestCudaSourceOnTheHost:
             ]
             torch.testing.assert_close(*gradients)
 
-    @given(SEEDS, shapes(), st.sampled_from([1, 24, 40, 62]), st.booleans())
+    @given(SEEDS, shapes(square=True), st.sampled_from([1, 24, 40, 62]), st.booleans())
     @settings(max_examples=40)
     def test_integers(self, host, seed, shape, shift, extreme):
         case = trimmed_cases.integer_case(np.random.default_rng(seed), *shape, shift, extreme)
-        actual, expected = trimmed_kernels.quantized_cuda(**case), trimmed_cases.reference(**case)
+        actual, expected = (
+            quantized_trimmed_conv2d(**case, backend=b) for b in ("cuda", "reference")
+        )
         assert actual.dtype == expected.dtype
         assert torch.equal(actual, expected)
 
@@ -152,13 +157,13 @@ def test_gpu_floats(backend, seed, shape, dtype, bias, order):
 
 @needs_gpu
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-@given(SEEDS, shapes(), st.sampled_from([1, 24, 40, 62]), st.booleans())
+@given(SEEDS, shapes(square=True), st.sampled_from([1, 24, 40, 62]), st.booleans())
 @settings(max_examples=60)
 def test_gpu_integers(backend, seed, shape, shift, extreme):
     case = trimmed_cases.integer_case(np.random.default_rng(seed), *shape, shift, extreme)
     on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in case.items()}
-    actual = getattr(trimmed_kernels, f"quantized_{backend}")(**on_gpu).cpu()
-    assert torch.equal(actual, trimmed_cases.reference(**case))
+    actual = quantized_trimmed_conv2d(**on_gpu, backend=backend).cpu()
+    assert torch.equal(actual, quantized_trimmed_conv2d(**case, backend="reference"))
 
 
 @needs_gpu

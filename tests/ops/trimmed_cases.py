@@ -1,11 +1,9 @@
-"""Cases and the definition of the integer trimmed convolution, for the tests of its GPU kernels."""
+"""Cases for the tests of the trimmed convolutions' GPU kernels."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 SHAPES = (
     # x as [N, Cin, H, W], Cout, kernel, (groups in, groups out)
@@ -16,6 +14,8 @@ SHAPES = (
     ((2, 6, 7, 11), 12, (3, 5), (2, 3)),
     ((1, 64, 3, 30), 8, (3, 3), (8, 8)),
 )
+
+INTEGER_SHAPES = [(*case, (g, g)) for (*case, _), g in zip(SHAPES, (1, 1, 1, 4, 3, 8), strict=True)]
 
 
 def integer_case(rng, shape, cout, kernel, groups, shift: int, extreme: bool) -> dict:
@@ -45,30 +45,3 @@ def integer_case(rng, shape, cout, kernel, groups, shift: int, extreme: bool) ->
         "lower": 0 if unsigned else -127,
         "upper": 255 if unsigned else 127,
     }
-
-
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor,
-    multiplier: Tensor,
-    negative_multiplier: Tensor,
-    shift: int,
-    residual: Tensor | None,
-    residual_multiplier: int,
-    lower: int,
-    upper: int,
-) -> Tensor:
-    """The arithmetic of pycodec/context/wave_network.py, for a batch and any groups."""
-    wide = mask.repeat_interleave(len(weight) // len(mask), 0)
-    wide = wide.repeat_interleave(x.shape[3] // mask.shape[1], 1)
-    kernel = weight.permute(0, 3, 1, 2).double() * wide
-    padding = kernel.shape[2] // 2, kernel.shape[3] // 2
-    acc = F.conv2d(x.permute(0, 3, 1, 2).double(), kernel, padding=padding).long()
-    acc = (acc.permute(0, 2, 3, 1) + bias.long()).int().long()
-    total = acc * torch.where(acc >= 0, multiplier.long(), negative_multiplier.long())
-    if residual is not None:
-        total += residual.long() * residual_multiplier
-    out = (total + (1 << (shift - 1))) >> shift
-    return out.clamp(lower, upper).to(torch.uint8 if upper > 127 else torch.int8)

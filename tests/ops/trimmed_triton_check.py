@@ -9,8 +9,8 @@ import torch
 import trimmed_cases
 from test_trimmed_conv2d import make_layer
 
-from pycodec.ops import trimmed_kernels
 from pycodec.ops.masked_conv2d import masked_conv2d
+from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 
 
@@ -60,11 +60,11 @@ def check_gradients() -> int:
 def check_integers() -> int:
     rng = np.random.default_rng(0)
     count = 0
-    for shape, extreme in itertools.product(trimmed_cases.SHAPES, (False, True)):
+    for shape, extreme in itertools.product(trimmed_cases.INTEGER_SHAPES, (False, True)):
         for shift in (1, 40, 62):
             case = trimmed_cases.integer_case(rng, *shape, shift, extreme)
-            expected = trimmed_cases.reference(**case)
-            actual = trimmed_kernels.quantized_triton(**case)
+            expected = quantized_trimmed_conv2d(**case, backend="reference")
+            actual = quantized_trimmed_conv2d(**case, backend="triton")
             if actual.dtype != expected.dtype or not torch.equal(actual, expected):
                 raise SystemExit(f"differs: {shape} {shift} {extreme}")
             count += 1
