@@ -15,8 +15,14 @@ from torch.nn import functional as F
 from pycodec.coding.tables import TableSet, quantize_pmf
 from pycodec.context.wave_network import IntegerLayer
 from pycodec.errors import InputError
-from pycodec.models.lossless_network import LosslessNetwork, Step, group_mask, seen_weights
-from pycodec.quantization.fake_quant import QuantizedActivation, round_ste
+from pycodec.models.lossless_network import (
+    PLANES,
+    LosslessNetwork,
+    Step,
+    group_mask,
+    seen_weights,
+)
+from pycodec.quantization.fake_quant import round_ste
 
 NUM_TABLES = 256
 MAX_LOGIT = 11.0
@@ -39,6 +45,10 @@ def bit_tables() -> TableSet:
 class QuantizedNetwork(nn.Module):
     """A :class:`LosslessNetwork` with the rounding of its integer form.
 
+    Each channel of a tensor has a scale of its own: those of the first layer, some of which see
+    values and some bits, differ a hundredfold. Where a tensor is added to another one, the two
+    have the same scales but for one factor, so that one multiplier serves all channels.
+
     Args:
         network: shared, not copied: training this trains it.
     """
@@ -46,24 +56,34 @@ class QuantizedNetwork(nn.Module):
     def __init__(self, network: LosslessNetwork) -> None:
         super().__init__()
         self.network = network
-        self.activations = nn.ModuleList(
-            QuantizedActivation(signed=True) for _ in network.steps()[:-1]
+        self.log_scales = nn.ParameterList(
+            nn.Parameter(torch.zeros(step.conv.out_channels if step.residual is None else 1))
+            for step in network.steps()[:-1]
         )
         self.enabled = False
 
     @torch.no_grad()
     def calibrate(self, bits: Tensor, side: Tensor | None = None) -> None:
         """Set the scales of the activations from a batch, each for the least squared error."""
-        self.set_enabled(False)
-        for index, x in enumerate(self._tensors(bits, side)[: len(self.activations)]):
-            self.activations[index].log_scale.fill_(_best_scale(x.float()).log())
-        self.set_enabled(True)
+        self.enabled = False
+        results = self._tensors(bits, side)
+        for index, step in enumerate(self.network.steps()[:-1]):
+            x = results[index].float().transpose(0, 1).flatten(1)
+            if step.residual is not None:
+                x = (x / self.scales()[step.residual][:, None]).reshape(1, -1)
+            self.log_scales[index].copy_(_best_scales(x).log())
+        self.enabled = True
 
-    def set_enabled(self, enabled: bool) -> None:
-        """Whether to round."""
-        self.enabled = enabled
-        for activation in self.activations:
-            activation.enabled = enabled
+    def scales(self) -> list[Tensor]:
+        """Of all tensors, inputs included: [channels] each."""
+        steps = self.network.steps()
+        found = [self.network.head.weight.new_ones(PLANES)]
+        if self.network.side is not None:
+            found.append(found[0].new_ones(self.network.side.conv.in_channels))
+        for step, log_scale in zip(steps, self.log_scales, strict=False):
+            scale = log_scale.exp()
+            found.append(scale if step.residual is None else scale * found[step.residual])
+        return found
 
     def forward(self, bits: Tensor, side: Tensor | None = None) -> Tensor:
         """As :meth:`LosslessNetwork.forward`."""
@@ -72,24 +92,26 @@ class QuantizedNetwork(nn.Module):
 
     def _tensors(self, bits: Tensor, side: Tensor | None) -> list[Tensor]:
         """The results of all steps."""
-        inputs = [bits] if side is None else [bits, side]
-        scales = [bits.new_ones(1, dtype=torch.float32)] * len(inputs)
-        tensors = list(inputs)
+        tensors = [bits] if side is None else [bits, side]
+        inputs = len(tensors)
+        scales = self.scales() if self.enabled else []
         for index, step in enumerate(self.network.steps()):
             weight, bias = effective_weight(step)
             if self.enabled:
+                in_scale = scales[step.input].view(1, -1, 1, 1)
+                weight = weight * in_scale
                 scale = weight_scale(weight.detach())
-                weight = round_ste(weight / scale).clamp(-127, 127) * scale
+                weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
             x = F.conv2d(tensors[step.input], weight, bias, padding=weight.shape[2] // 2)
             if step.prelu is not None:
                 x = step.prelu(x)
             if step.residual is not None:
                 x = x + tensors[step.residual]
-            if index < len(self.activations):
-                x = self.activations[index](x)
-                scales.append(self.activations[index].scale)
+            if self.enabled and index < len(self.log_scales):
+                scale = scales[inputs + index].view(1, -1, 1, 1)
+                x = round_ste((x / scale).clamp(-127, 127)) * scale
             tensors.append(x)
-        return tensors[len(inputs) :]
+        return tensors[inputs:]
 
 
 def effective_weight(step: Step) -> tuple[Tensor, Tensor]:
@@ -106,12 +128,18 @@ def weight_scale(weight: Tensor) -> Tensor:
     return weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
 
 
-def _best_scale(x: Tensor) -> Tensor:
-    peak = x.abs().max().clamp(min=1e-6)
-    scales = [peak / 127 * factor for factor in np.geomspace(1, 1 / 16, 33)]
-    sample = x.flatten()[:: max(1, x.numel() // 200_000)]
-    errors = [(sample - (sample / s).round().clamp(-127, 127) * s).square().mean() for s in scales]
-    return scales[int(torch.stack(errors).argmin())]
+def _best_scales(x: Tensor) -> Tensor:
+    """For each row the scale with the least squared error of rounding to -127..127."""
+    x = x[:, :: max(1, x.shape[1] // 50_000)]
+    peak = x.abs().amax(1).clamp(min=1e-4)
+    scales = torch.stack([peak / 127 * factor for factor in np.geomspace(1, 1 / 16, 33)])
+    errors = torch.stack(
+        [
+            (x - (x / s[:, None]).round().clamp(-127, 127) * s[:, None]).square().mean(1)
+            for s in scales
+        ]
+    )
+    return scales.gather(0, errors.argmin(0, keepdim=True))[0]
 
 
 @torch.no_grad()
@@ -124,19 +152,24 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
         InputError: a layer's accumulators could overflow int32, or its scales are too far apart.
     """
     steps = quantized.network.steps()
-    inputs = 1 if quantized.network.side is None else 2
-    scales = [1.0] * inputs
+    all_scales = quantized.scales()
+    inputs = len(all_scales) - len(steps) + 1
     layers = []
     for index, step in enumerate(steps):
         weight, bias = effective_weight(step)
+        weight = weight * all_scales[step.input].view(1, -1, 1, 1)
         scale = weight_scale(weight)
         integers = (weight / scale).round().clamp(-127, 127).to(torch.int8)
-        in_scale = scale.flatten().double().numpy() * scales[step.input]
+        in_scale = scale.flatten().double().numpy()
         last = index == len(steps) - 1
-        out_scale = LOGIT_STEP if last else float(quantized.activations[index].scale)
-        slope = np.ones(len(in_scale)) if last else _slopes(step.prelu, len(in_scale))
-        factors = [in_scale / out_scale, in_scale / out_scale * slope]
-        residual_factor = 0.0 if step.residual is None else scales[step.residual] / out_scale
+        channels = len(in_scale)
+        out_scale = np.full(channels, LOGIT_STEP)
+        if not last:
+            out_scale = all_scales[inputs + index].double().numpy()
+        factors = [in_scale / out_scale, in_scale / out_scale * _slopes(step.prelu, channels)]
+        residual_factor = 0.0
+        if step.residual is not None:
+            residual_factor = 1.0 / float(quantized.log_scales[index].exp())
         largest = max(*(np.abs(f).max() for f in factors), residual_factor)
         shift = _MULTIPLIER_BITS - int(np.ceil(np.log2(largest)))
         if not 1 <= shift <= 62:
@@ -164,7 +197,6 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
                 upper=NUM_TABLES - 1 if last else 127,
             )
         )
-        scales.append(out_scale)
     return layers
 
 

@@ -110,8 +110,8 @@ class LosslessTrainer:
             grow(self.network, load_network(start))
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
-            {"params": list(self.network.parameters()), "scale": 1.0},
-            {"params": list(self.quantized.activations.parameters()), "scale": 1.0},
+            {"params": list(self.network.parameters())},
+            {"params": list(self.quantized.log_scales)},
         ]
         self.optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         if (out / CHECKPOINT).exists():
@@ -216,7 +216,7 @@ class LosslessTrainer:
         if LosslessConfig(**state["config"]) != self.config:
             raise InputError(f"{path} is of another network")
         self.quantized.load_state_dict(state["weights"])
-        self.quantized.set_enabled(state["quantized"])
+        self.quantized.enabled = state["quantized"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
 
@@ -245,7 +245,7 @@ def load_quantized(checkpoint: Path) -> QuantizedNetwork:
         raise InputError(f"{path}: cannot be read: {error}") from error
     quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))
     quantized.load_state_dict(state["average"])
-    quantized.set_enabled(state["quantized"])
+    quantized.enabled = state["quantized"]
     return quantized
 
 
