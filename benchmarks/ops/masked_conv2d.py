@@ -37,7 +37,8 @@ LAYERS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=3, help="at least")
+    parser.add_argument("--seconds", type=float, default=2, help="for a layer, at least")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     fastest_first = _cpu.supported_simd_levels()[::-1]
     parser.add_argument(
@@ -88,6 +89,7 @@ def main() -> None:
                 dict.fromkeys(runs, size),
                 dict.fromkeys(runs, peak),
                 options.rounds,
+                options.seconds,
             )
     if options.json:
         write_rows(options.json, {"float32": peak}, rows)

@@ -62,18 +62,25 @@ def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]
     return statistics.median(times), min(times)
 
 
-def time_side_by_side(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median time of each call; they take turns, so a busy machine hits all of them alike.
+def time_side_by_side(
+    runs: dict[str, Callable[[], object]], rounds: int, seconds: float
+) -> dict[str, float]:
+    """Median time of each call over ``rounds`` calls, or more of them that fit in ``seconds``.
 
-    Rests in between: the threads of PyTorch's OpenMP spin on for some milliseconds when they are
-    done, on cores that the next implementation needs.
+    They take turns, so a busy machine hits all of them alike, and rest in between: the threads of
+    PyTorch's OpenMP spin on for some milliseconds when they are done, on cores that the next one
+    needs.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _, (name, run) in itertools.product(range(rounds), runs.items()):
-        time.sleep(0.03)
-        start = time.perf_counter()
-        run()
-        times[name].append(time.perf_counter() - start)
+    end = time.perf_counter() + seconds
+    for round_number in itertools.count():
+        if round_number >= rounds and time.perf_counter() > end:
+            break
+        for name, run in runs.items():
+            time.sleep(0.03)
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -99,6 +106,7 @@ def compare_with_dense(
     num_bytes: dict[str, int],
     peaks: dict[str, float | None],
     rounds: int,
+    seconds: float,
 ) -> list[Row]:
     """Times and prints the implementations of a layer, the first of which is the dense one.
 
@@ -108,11 +116,11 @@ def compare_with_dense(
         seen_macs, dense_macs: multiply-adds with and without trimming.
         num_bytes: input, output and weights of each run.
         peaks: multiply-adds a second of a core, for each run.
-        rounds: how often each run is timed.
+        rounds, seconds: as in :func:`time_side_by_side`.
     """
     threads = torch.get_num_threads()
     with torch.inference_mode():
-        medians = time_side_by_side(runs, rounds)
+        medians = time_side_by_side(runs, rounds, seconds)
     dense = next(iter(medians.values()))
     rows = []
     for name, median in medians.items():

@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at least")
+    parser.add_argument("--seconds", type=float, default=2, help="for a layer, at least")
     parser.add_argument("--orders", nargs="+", default=["plane", "slope"])
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--no-int8", action="store_true", help="leave the integer form out")
@@ -155,6 +156,7 @@ def main() -> None:
                     num_bytes,
                     roofs,
                     options.rounds,
+                    options.seconds,
                 )
     if options.json:
         write_rows(options.json, peaks, rows)
