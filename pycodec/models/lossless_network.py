@@ -211,33 +211,32 @@ class LosslessNetwork(nn.Module):
 def grow(network: LosslessNetwork, source: LosslessNetwork) -> None:
     """Make ``network`` compute what the smaller ``source`` does.
 
-    Kernels are set in the middle of larger ones, and blocks that ``source`` lacks add nothing until
-    they are trained. Both may have any order: what a mask cuts is lost.
+    Kernels are set in the middle of larger ones; blocks and side input that ``source`` lacks add
+    nothing until they are trained. Both may have any order: what a mask cuts is lost.
 
     Raises:
         InputError: ``source`` is no part of ``network``.
     """
     small, large = source.config, network.config
-    if (small.width, small.side, len(small.hidden)) != (
-        large.width,
-        large.side,
-        len(large.hidden),
-    ) or len(small.blocks) > len(large.blocks):
-        raise InputError("a network grows from one of its width, side input and hidden layers")
+    fits = (
+        (small.width, len(small.hidden)) == (large.width, len(large.hidden))
+        and small.side in (0, large.side)
+        and len(small.blocks) <= len(large.blocks)
+    )
+    if not fits:
+        raise InputError("a network grows from one of its width and number of hidden layers")
     tensors = dict(source.state_dict())
     for name, target in network.state_dict().items():
         value = tensors.get(name)
         if value is None:
-            if name.endswith(".1.conv.weight") or name.endswith(".1.conv.bias"):
+            if name.endswith((".1.conv.weight", ".1.conv.bias")) or name.startswith("side.conv."):
                 target.zero_()
             continue
         if value.dim() == 4:
-            top, left = (
-                (b - a) // 2 for a, b in zip(value.shape[2:], target.shape[2:], strict=True)
-            )
-            if top < 0 or left < 0:
+            border = (target.shape[2] - value.shape[2]) // 2
+            if border < 0:
                 raise InputError(f"{name} has a larger kernel in the smaller network")
-            value = torch.nn.functional.pad(value, (left, left, top, top))
+            value = F.pad(value, (border,) * 4)
         target.copy_(value)
 
 
