@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageCms
 
 import pycodec
-from pycodec import CodecError, InputError, UnsupportedError, _cpu, api
+from pycodec import CodecError, CorruptStreamError, InputError, UnsupportedError, _cpu, api
 from pycodec.coding.container import Codec, pack, peek, unpack
 from pycodec.images import Picture
 from pycodec.models.photo import PhotoCodec, load_photo_model
@@ -202,10 +202,16 @@ def repacked(data: bytes, **fields) -> bytes:
     return pack(container)
 
 
-@pytest.mark.parametrize("fields", [{"codec": Codec.LOSSLESS}, {"bit_depth": 10}])
+@pytest.mark.parametrize("fields", [{"codec": Codec.SPHERE}, {"bit_depth": 10}])
 def test_files_of_later_versions(chelsea, fields):
     data = repacked(pycodec.encode(chelsea[:40, :50], 10), **fields)
     with pytest.raises(UnsupportedError, match="update pycodec"):
+        pycodec.decode(data)
+
+
+def test_a_codec_that_is_not_its_models(chelsea):
+    data = repacked(pycodec.encode(chelsea[:40, :50], 10), codec=Codec.LOSSLESS)
+    with pytest.raises(CorruptStreamError, match="another codec"):
         pycodec.decode(data)
 
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 
 from pycodec.triton_kernels.wave_network import WaveDecoder
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pycodec is the installed one
 
-def helpers():
-    """test_wave_network.py, which is a part of a package."""
-    package = types.ModuleType("tests")
-    package.__path__ = [str(Path(__file__).resolve().parents[1])]
-    sys.modules["tests"] = package
-    return importlib.import_module("tests.context.test_wave_network")
+from tests.context import test_wave_network as cases
 
 
 def main() -> None:
-    cases = helpers()
     count = 0
     for order, steps in cases.ORDERS.items():
         for groups, widths, kernels, size in (

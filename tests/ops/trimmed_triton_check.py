@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-import trimmed_cases
-from test_trimmed_conv2d import make_layer
 
 from pycodec.ops.masked_conv2d import masked_conv2d
 from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pycodec is the installed one
+
+from tests.ops import trimmed_cases
+from tests.ops.test_trimmed_conv2d import make_layer
 
 
 def check_floats() -> int:
