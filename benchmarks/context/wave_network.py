@@ -98,9 +98,9 @@ def make_layers(config: LosslessConfig, order: str) -> list[IntegerLayer]:
     x = add(0, 1, width, config.first, None)
     for kernel in config.hidden:
         x = add(x, width, width, kernel, None)
-    for kernel in config.blocks:
-        y = add(x, width, width, kernel, None)
-        x = add(y, width, width, kernel, x)
+    for first, second in config.blocks:
+        y = add(x, width, width, first, None)
+        x = add(y, width, width, second, x)
     add(x, width, 1, config.head, None)
     return layers
 
