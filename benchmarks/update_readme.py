@@ -4,6 +4,8 @@ pycodec eval KODAK --out RUN         # then copy measurements.csv and summary.js
                                      # benchmarks/results/kodak.csv and kodak.json
 python benchmarks/models/photo.py --json benchmarks/results/photo.json
 python benchmarks/coding/rans.py --json benchmarks/results/rans.json
+python benchmarks/models/lossless.py KODAK --json benchmarks/results/lossless.json
+python benchmarks/context/wave_network.py --json benchmarks/results/wave_network.json
 python benchmarks/update_readme.py
 """
 
@@ -94,10 +96,49 @@ def rans_lines(report: dict) -> list[str]:
     return table(["Msym/s", "encode", "decode", "bytes over the tables' entropy"], rows)
 
 
+def lossless_lines(report: dict) -> list[str]:
+    rows = [
+        [
+            f"`{name}`" if name.startswith("tcae") else name,
+            f"{row['bpp']:.3f}",
+            f"{row['encode_seconds']:.3f}",
+            f"{row['decode_seconds']:.3f}",
+        ]
+        for name, row in report["results"].items()
+    ]
+    return table(["gray Kodak, lossless", "bpp", "encode, s", "decode, s"], rows)
+
+
+def wave_lines(results: list[dict]) -> list[str]:
+    """768x512 on the fastest SIMD level: waves and one symbol at a time."""
+    names = {
+        "waves": "in waves, {threads} threads",
+        "single": "one symbol at a time, same kernels, {threads} thread",
+        "framework": "one symbol at a time, PyTorch, {threads} threads",
+    }
+    rows = []
+    for result in results:
+        fits = result["height"] == 512 and result["simd_level"] in ("avx512vnni", "torch")
+        if not fits or result["threads"] != (1 if result["method"] == "single" else 2):
+            continue
+        encode, decode = result["encode_seconds"], result["decode_seconds"]
+        rows.append(
+            [
+                f"`{result['network']}`, {result['order']}",
+                names[result["method"]].format(**result),
+                "" if encode is None else f"{encode:.3f}",
+                f"{decode:,.3g}" if decode < 100 else f"{decode:,.0f} (extrapolated)",
+            ]
+        )
+    return table(["768x512, 8 planes", "how", "encode, s", "decode, s"], rows)
+
+
 def main() -> None:
     summary = json.loads((RESULTS / "kodak.json").read_text())
     times = json.loads((RESULTS / "photo.json").read_text())
     rans = json.loads((RESULTS / "rans.json").read_text())
+    lossless = json.loads((RESULTS / "lossless.json").read_text())
+    waves = json.loads((RESULTS / "wave_network.json").read_text())
     low, high = summary["psnr_range"]
     lines = [
         BEGIN,
@@ -122,6 +163,16 @@ def main() -> None:
         "`compressai.ans` called with lists made before, its fastest way):",
         "",
         *rans_lines(rans),
+        "",
+        f"Lossless coding of the {len(lossless['pictures'])} Kodak pictures in gray, mean of whole",
+        f"files, {lossless['threads']} threads (`python benchmarks/models/lossless.py KODAK`):",
+        "",
+        *lossless_lines(lossless),
+        "",
+        "What waves are worth (`python benchmarks/context/wave_network.py`; the networks of the",
+        "lossless codec with random weights, rANS included):",
+        "",
+        *wave_lines(waves),
         END,
     ]
     readme = ROOT / "README.md"
