@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ class CropSampler:
         crop: side of the square crops in pixels.
         min_shrink, max_shrink: range of the random scale factor, drawn log-uniformly.
         seed: of the random stream.
+        filters: one is drawn for each crop.
+        noise: largest standard deviation of the Gaussian noise that one crop in four gets.
 
     Raises:
         InputError: no picture is large enough for a crop.
@@ -54,7 +57,11 @@ class CropSampler:
         min_shrink: float = 0.85,
         max_shrink: float = 0.6,
         seed: int = 0,
+        *,
+        filters: Sequence[Image.Resampling] = (Image.Resampling.LANCZOS,),
+        noise: float = 0.0,
     ) -> None:
+        self.filters, self.noise = tuple(filters), noise
         self.crop = crop
         self.low, self.high = max_shrink, min_shrink
         self.random = np.random.default_rng(seed)
@@ -82,10 +89,14 @@ class CropSampler:
         top = self.random.uniform(0, picture.height - side)
         tile = picture.resize(
             (self.crop, self.crop),
-            Image.Resampling.LANCZOS,
+            self.filters[self.random.integers(len(self.filters))],
             box=(left, top, left + side, top + side),
         )
         pixels = np.asarray(tile)
+        if self.noise and self.random.random() < 0.25:
+            deviation = self.random.uniform(0, self.noise)
+            noisy = pixels + self.random.normal(0, deviation, pixels.shape)
+            pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
         if self.random.random() < 0.5:
             pixels = pixels[:, ::-1]
         return np.rot90(pixels, int(self.random.integers(4)) if self.random.random() < 0.3 else 0)

@@ -1,0 +1,102 @@
+"""Training of the lossless networks: a short run, resumed, exported, used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from pycodec.cli import main
+from pycodec.errors import InputError
+from pycodec.images import load_image
+from pycodec.models.lossless import load_lossless_model
+from pycodec.training import lossless
+from pycodec.training.lossless import (
+    CHECKPOINT,
+    LosslessOptions,
+    LosslessTrainer,
+    export_model,
+    load_network,
+    to_gray,
+)
+
+SHORT = {"steps": 6, "quantize": 3, "batch": 4, "crop": 16, "validate_every": 3}
+
+
+@pytest.fixture(autouse=True)
+def short_validation(monkeypatch):
+    monkeypatch.setattr(lossless, "VALIDATION_CROP", 32)
+    monkeypatch.setattr(lossless, "VALIDATION_BATCHES", 2)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("astronaut", "chelsea"):
+        Image.fromarray(getattr(data, name)()[:400, :440]).save(folder / f"{name}.png")
+    return folder
+
+
+def test_luma_is_truncated():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    gray = to_gray(torch.from_numpy(rgb).permute(2, 0, 1)[None])[0].numpy()
+    exact = [
+        [(299 * int(r) + 587 * int(g) + 114 * int(b)) / 1000 for r, g, b in row] for row in rgb
+    ]
+    assert np.abs(gray - np.floor(exact)).max() <= 1  # whole numbers may fall below in floats
+    assert (gray == np.floor(exact)).mean() > 0.95
+
+
+def test_train_resume_export_use(pictures, tmp_path):
+    lines: list[str] = []
+    gray, chroma = tmp_path / "gray", tmp_path / "chroma"
+    options = LosslessOptions(**SHORT)
+    LosslessTrainer(pictures, gray, options, report=lines.append).run()
+    assert [line.split(":")[0] for line in lines] == ["step 3", "step 6"]
+    weights = load_network(gray).state_dict()
+
+    resumed = LosslessTrainer(pictures, gray, LosslessOptions(**{**SHORT, "steps": 8}))
+    assert resumed.step == 6 and resumed.quantized.enabled
+    resumed.run()
+    after = load_network(gray).state_dict()
+    assert any(not torch.equal(after[name], weights[name]) for name in weights)
+
+    LosslessTrainer(
+        pictures, chroma, LosslessOptions(**SHORT, chroma=True), start=gray, report=lines.append
+    ).run()
+    export_model(tmp_path / "model", gray, chroma)
+    codec = load_lossless_model(tmp_path / "model")
+    assert codec.chroma is not None
+
+    source, coded, result = (str(tmp_path / name) for name in ("a.png", "a.lci", "b.png"))
+    Image.fromarray(data.coffee()[:33, :40]).save(source)
+    model = ["--model", str(tmp_path / "model"), "--quiet"]
+    assert main(["encode", "--lossless", source, coded, *model]) == 0
+    assert main(["decode", coded, result, *model]) == 0
+    assert np.array_equal(load_image(result).pixels, load_image(source).pixels)
+
+
+def test_training_lowers_the_rate(pictures, tmp_path):
+    options = LosslessOptions(**{**SHORT, "steps": 60, "quantize": 5, "crop": 32}, warmup=1)
+    trainer = LosslessTrainer(pictures, tmp_path, options)
+    before = trainer.validate()
+    trainer.run()
+    assert trainer.validate() < 0.95 * before
+
+
+def test_mistakes(pictures, tmp_path):
+    with pytest.raises(InputError, match="multiple of 4"):
+        LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(batch=5))
+    with pytest.raises(InputError, match="size"):
+        LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(size="huge"))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_network(tmp_path / CHECKPOINT)
+    options = LosslessOptions(**{**SHORT, "steps": 1, "quantize": 0})
+    LosslessTrainer(pictures, tmp_path / "float", options).run()
+    with pytest.raises(InputError, match="not been quantized"):
+        export_model(tmp_path / "model", tmp_path / "float")
+    with pytest.raises(InputError, match="another network"):
+        LosslessTrainer(pictures, tmp_path / "float", LosslessOptions(order="plane"))
