@@ -16,6 +16,8 @@ asking for the native backend is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from pycodec.ops.trimmed_conv2d import (
     check_convolution,
     default_implementation,
     find_implementation,
+    gpu_implementation,
     native_trimmed_conv2d,
     require,
     require_native,
@@ -85,25 +88,20 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Ten
     return same_conv2d(x, trim(weight, _mask_of(weight, kind)), bias)
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    return native_trimmed_conv2d(x, weight, _mask_of(weight, kind)[None, None], bias)
+def _trimmed(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An implementation of the trimmed convolution with the raster mask."""
 
-
-def _gpu(name: str):
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        from pycodec.ops import trimmed_kernels
-
-        mask = _mask_of(weight, kind)[None, None]
-        return getattr(trimmed_kernels, name)(x, weight, mask, bias)
+        return implementation(x, weight, _mask_of(weight, kind)[None, None], bias)
 
     return run
 
 
 _IMPLEMENTATIONS = {
     "reference": _reference,
-    "native": _native,
-    "cuda": _gpu("cuda"),
-    "triton": _gpu("triton"),
+    "native": _trimmed(native_trimmed_conv2d),
+    "cuda": _trimmed(gpu_implementation("cuda")),
+    "triton": _trimmed(gpu_implementation("triton")),
 }
 
 

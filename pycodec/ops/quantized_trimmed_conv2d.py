@@ -21,7 +21,13 @@ from torch.nn import functional as F
 
 from pycodec import _cpu
 from pycodec.ops.backends import default_backend
-from pycodec.ops.trimmed_conv2d import expand_mask, find_implementation, require, trim
+from pycodec.ops.trimmed_conv2d import (
+    expand_mask,
+    find_implementation,
+    gpu_implementation,
+    require,
+    trim,
+)
 
 MAX_SHIFT = 62
 MAX_KERNEL = 63
@@ -162,7 +168,8 @@ def _describe(tensor: Tensor) -> str:
     return f"{order}{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _output_dtype(upper: int) -> torch.dtype:
+def output_dtype(upper: int) -> torch.dtype:
+    """Of the result."""
     return torch.uint8 if upper > 127 else torch.int8
 
 
@@ -198,7 +205,7 @@ def _reference(
     if residual is not None:
         value = value + residual.to(torch.int64) * residual_multiplier
     value = (value + (1 << (shift - 1))) >> shift
-    return value.clamp(lower, upper).to(_output_dtype(upper))
+    return value.clamp(lower, upper).to(output_dtype(upper))
 
 
 def _native(
@@ -232,18 +239,12 @@ def _native(
     return torch.from_numpy(out)
 
 
-def _gpu(name: str):
-    # Imported late: kernels and this module's siblings need each other.
-    def run(*arguments) -> Tensor:
-        from pycodec.ops import trimmed_kernels
-
-        return getattr(trimmed_kernels, f"quantized_{name}")(*arguments)
-
-    return run
-
-
-_IMPLEMENTATIONS = {"reference": _reference, "native": _native}
-_IMPLEMENTATIONS |= {"cuda": _gpu("cuda"), "triton": _gpu("triton")}
+_IMPLEMENTATIONS = {
+    "reference": _reference,
+    "native": _native,
+    "cuda": gpu_implementation("quantized_cuda"),
+    "triton": gpu_implementation("quantized_triton"),
+}
 
 
 @torch.library.custom_op("pycodec::quantized_trimmed_conv2d", mutates_args=())
@@ -305,4 +306,4 @@ def _(
         lower,
         upper,
     )
-    return x.new_empty((*x.shape[:3], weight.shape[0]), dtype=_output_dtype(upper))
+    return x.new_empty((*x.shape[:3], weight.shape[0]), dtype=output_dtype(upper))

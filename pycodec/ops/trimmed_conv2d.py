@@ -15,6 +15,8 @@ asking for the native backend is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -203,12 +205,13 @@ def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> 
     return same_conv2d(x, trim(weight, expand_mask(mask, weight)), bias)
 
 
-def _gpu(name: str):
-    # Imported late: kernels and this module need each other.
-    def run(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+def gpu_implementation(name: str) -> Callable[..., Tensor]:
+    """The function ``name`` of ``trimmed_kernels``, which needs this module: imported late."""
+
+    def run(*arguments) -> Tensor:
         from pycodec.ops import trimmed_kernels
 
-        return getattr(trimmed_kernels, name)(x, weight, mask, bias)
+        return getattr(trimmed_kernels, name)(*arguments)
 
     return run
 
@@ -216,8 +219,8 @@ def _gpu(name: str):
 _IMPLEMENTATIONS = {
     "reference": _reference,
     "native": native_trimmed_conv2d,
-    "cuda": _gpu("cuda"),
-    "triton": _gpu("triton"),
+    "cuda": gpu_implementation("cuda"),
+    "triton": gpu_implementation("triton"),
 }
 
 

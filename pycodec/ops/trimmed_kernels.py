@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycodec.ops.backends import cuda_kernels
+from pycodec.ops.quantized_trimmed_conv2d import output_dtype
 from pycodec.ops.trimmed_conv2d import expand_mask, require, same_conv2d_backward, trim
 
 # kTrimmedDepth and 4 * kTrimmedWords in csrc/cuda/trimmed_conv2d.hpp
@@ -189,8 +190,7 @@ def quantized_triton(
 
 
 def _quantized_output(x: Tensor, weight: Tensor, upper: int) -> Tensor:
-    dtype = torch.uint8 if upper > 127 else torch.int8
-    return x.new_empty((*x.shape[:3], weight.shape[0]), dtype=dtype)
+    return x.new_empty((*x.shape[:3], weight.shape[0]), dtype=output_dtype(upper))
 
 
 def _check_device(name: str, x: Tensor) -> None:

@@ -1,7 +1,7 @@
 """From a float context network to the integer one that codes.
 
 Quantization follows ``docs/determinism.md``: int8 weights with a scale an output channel, int8
-activations with a scale a tensor, int32 accumulators. :class:`QuantizedNetwork` simulates it, so
+activations with a scale a channel, int32 accumulators. :class:`QuantizedNetwork` simulates it, so
 that training can go on with it (LSQ, arXiv 1902.08153); :func:`export_network` makes the integers.
 """
 
@@ -32,6 +32,7 @@ LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 PRECISION = 16
 
 _MULTIPLIER_BITS = 24
+_MAX_BIAS = 1 << 29
 
 
 def bit_tables() -> TableSet:
@@ -100,7 +101,7 @@ class QuantizedNetwork(nn.Module):
             if self.enabled:
                 in_scale = scales[step.input].view(1, -1, 1, 1)
                 weight = weight * in_scale
-                scale = weight_scale(weight.detach())
+                scale = weight_scale(weight.detach(), bias.detach())
                 weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
             x = F.conv2d(tensors[step.input], weight, bias, padding=weight.shape[2] // 2)
             if step.prelu is not None:
@@ -123,9 +124,10 @@ def effective_weight(step: Step) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def weight_scale(weight: Tensor) -> Tensor:
-    """Scale of each output channel, [Cout, 1, 1, 1]."""
-    return weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
+def weight_scale(weight: Tensor, bias: Tensor) -> Tensor:
+    """Scale of each output channel, [Cout, 1, 1, 1]: of weights, large enough for the bias too."""
+    peak = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127
+    return peak.maximum(bias.abs().view(-1, 1, 1, 1) / _MAX_BIAS).clamp(min=1e-14)
 
 
 def _best_scales(x: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
     for index, step in enumerate(steps):
         weight, bias = effective_weight(step)
         weight = weight * all_scales[step.input].view(1, -1, 1, 1)
-        scale = weight_scale(weight)
+        scale = weight_scale(weight, bias)
         integers = (weight / scale).round().clamp(-127, 127).to(torch.int8)
         in_scale = scale.flatten().double().numpy()
         last = index == len(steps) - 1

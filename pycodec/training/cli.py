@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
+from pycodec.training.options import add_options
 from pycodec.training.train import Trainer, TrainingOptions
 
 _HELP = {
@@ -44,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export-only", action="store_true", help="write model/ from the checkpoint as it is"
     )
-    for option in fields(TrainingOptions):
-        if option.name in _HELP:
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                type=type(option.default),
-                default=option.default,
-                help=f"{_HELP[option.name]} (default: %(default)s)",
-            )
+    add_options(parser, TrainingOptions, _HELP)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -124,9 +124,7 @@ class LosslessTrainer:
         """Train to the end; Ctrl-C leaves a checkpoint behind."""
         o = self.options
         # Four crops of a larger one: reading and scaling pictures costs as much as the training.
-        crops = Prefetcher(
-            CropSampler(self.pictures, 2 * o.crop, seed=o.seed + self.step), o.batch // 4
-        )
+        crops = Prefetcher(_sampler(self.pictures, 2 * o.crop, o.seed + self.step), o.batch // 4)
         saved = began = time.monotonic()
         mean = None
         try:
@@ -225,8 +223,8 @@ class LosslessTrainer:
 def _sampler(pictures: list[Path], crop: int, seed: int) -> CropSampler:
     """Crops of all kinds: sharp ones and soft ones, clean and noisy.
 
-    Pictures that are met differ in this more than in anything else. Trained on one kind (scaled
-    down by a Lanczos filter) a network codes that kind 1 % better than JPEG XL, others 4 % worse.
+    A network that sees one kind only, such as pictures scaled down by a Lanczos filter, codes that
+    kind better than the photographs that it will meet.
     """
     filters = (
         Image.Resampling.BOX,

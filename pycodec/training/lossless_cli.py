@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from pycodec.models.lossless_network import ORDERS, SIZES
 from pycodec.training.lossless import LosslessOptions, LosslessTrainer, export_model
+from pycodec.training.options import add_options
 
 _HELP = {
     "steps": "optimizer steps of the whole run",
@@ -47,14 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export-only", action="store_true", help="write model/ from the checkpoint as it is"
     )
-    for option in fields(LosslessOptions):
-        if option.name in _HELP:
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                type=type(option.default),
-                default=option.default,
-                help=f"{_HELP[option.name]} (default: %(default)s)",
-            )
+    add_options(parser, LosslessOptions, _HELP)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -133,6 +133,20 @@ def test_integers_are_what_was_simulated(order):
     assert (difference == 0).mean() > 0.9
 
 
+def test_a_channel_without_weights_keeps_its_bias():
+    quantized = quantized_network(4)
+    first = quantized.network.first
+    with torch.no_grad():
+        first.conv.weight[3] = 0
+        first.conv.bias[3] = 0.7
+        quantized.calibrate(torch.randint(0, 2, (2, 8, 16, 16)).float())
+    layer = to_component(quantized).layers[0]
+    assert not layer.weight[3].any()
+    out = (int(layer.bias[3]) * int(layer.multiplier[3]) + (1 << (layer.shift - 1))) >> layer.shift
+    scale = quantized.scales()[1][3].item()
+    assert abs(min(out, 127) * scale - 0.7) <= scale
+
+
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize("order", ORDERS)
 def test_networks_are_causal(size, order):

@@ -87,6 +87,22 @@ def test_training_lowers_the_rate(pictures, tmp_path):
     assert trainer.validate() < 0.95 * before
 
 
+def test_training_and_validation_see_crops_of_all_kinds(pictures, tmp_path, monkeypatch):
+    samplers = []
+
+    class Recorded(lossless.CropSampler):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            samplers.append(self)
+
+    monkeypatch.setattr(lossless, "CropSampler", Recorded)
+    LosslessTrainer(pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 1})).run()
+    assert len(samplers) == 2
+    for sampler in samplers:
+        assert (sampler.low, sampler.high) == (0.5, 1.25)
+        assert len(sampler.filters) == 5 and sampler.noise > 0
+
+
 def test_mistakes(pictures, tmp_path):
     with pytest.raises(InputError, match="multiple of 4"):
         LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(batch=5))
