@@ -32,10 +32,13 @@ from pycodec.models.lossless_network import (
 )
 from pycodec.quantization.context import QuantizedNetwork, bit_tables, export_network
 from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
+from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
+SCALE_RATE = 0.1
+"""Learning rate of the logarithms of activations' scales, times that of weights."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -51,7 +54,7 @@ class LosslessOptions:
         quantize: last steps, in which integer arithmetic is simulated.
         batch: crops a step, a multiple of 4.
         crop: their side in pixels.
-        learning_rate: of Adam, at its highest.
+        learning_rate: of SOAP, at its highest.
         warmup: first steps, over which the rate rises.
         seed: of all random choices.
         save_minutes: time between checkpoints.
@@ -65,7 +68,7 @@ class LosslessOptions:
     quantize: int = 1500
     batch: int = 16
     crop: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-2
     warmup: int = 200
     seed: int = 1
     save_minutes: float = 3.0
@@ -73,7 +76,7 @@ class LosslessOptions:
 
 
 class LosslessTrainer:
-    """Trains one network, float32 parameters under bfloat16 autocast, Adam, averaged weights.
+    """Trains one network, float32 parameters under bfloat16 autocast, SOAP, averaged weights.
 
     Args:
         folder: of pictures; one in 25 is for validation.
@@ -111,10 +114,10 @@ class LosslessTrainer:
             grow(self.network, load_network(start))
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
-            {"params": list(self.network.parameters())},
-            {"params": list(self.quantized.log_scales)},
+            {"params": list(self.network.parameters()), "factor": 1.0},
+            {"params": list(self.quantized.log_scales), "factor": SCALE_RATE},
         ]
-        self.optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = Soap(groups, options.learning_rate, groups=PLANES)
         if (out / CHECKPOINT).exists():
             self._load(out / CHECKPOINT)
         sampler = _sampler(held or self.pictures, VALIDATION_CROP, 5)
@@ -151,7 +154,7 @@ class LosslessTrainer:
         rate = min(1.0, (self.step + 1) / max(1, o.warmup))
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / o.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = o.learning_rate * rate
+            group["lr"] = o.learning_rate * rate * group["factor"]
         half = o.crop
         quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
         bits, side = self._examples(torch.cat(quarters))

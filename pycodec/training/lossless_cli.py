@@ -15,7 +15,7 @@ _HELP = {
     "quantize": "last steps, in which integer arithmetic is simulated",
     "batch": "crops a step, a multiple of 4",
     "crop": "side of the training crops in pixels",
-    "learning_rate": "of Adam",
+    "learning_rate": "of SOAP",
     "warmup": "first steps, over which the learning rate rises",
     "seed": "of all random choices",
     "save_minutes": "time between checkpoints",
