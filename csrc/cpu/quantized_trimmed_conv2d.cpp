@@ -11,6 +11,12 @@
 namespace pycodec {
 namespace {
 
+// Of a frame's part that stays in the second level cache.
+constexpr std::int64_t kBandBytes = 512 << 10;
+
+// Of summing up and requantizing an output, in multiply-add instructions; measured.
+constexpr std::size_t kOutputCost = 4;
+
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 void require(bool condition, const char* message) {
@@ -43,7 +49,6 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
       out_width_(from.out_width),
       kernel_rows_(from.kernel_rows),
       kernel_columns_(from.kernel_columns),
-      vectors_(round_up(from.out_width, kTrimmedLanes) / kTrimmedLanes),
       residual_multiplier_(from.residual_multiplier),
       shift_(from.shift),
       lower_(from.lower),
@@ -61,16 +66,16 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
       "the range must be one of int8 or of uint8");
   const int taps = from.kernel_rows * from.kernel_columns;
   const int in_channels = from.groups * from.in_width;
-  for (int g = 0; g < from.groups; ++g) {
-    const std::int8_t* weight = from.weight + std::int64_t{g} * out_width_ * taps * in_channels;
-    const auto sees = [&](int in_group, int tap) {
-      return from.mask[(std::int64_t{g} * from.groups + in_group) * taps + tap] != 0;
-    };
-    // Of output channel o of this group; what the mask cuts is zero.
-    const auto weight_at = [&](int o, int tap, int channel) -> std::int8_t {
-      if (o >= out_width_ || channel >= in_channels || !sees(channel / in_width_, tap)) return 0;
-      return weight[(std::int64_t{o} * taps + tap) * in_channels + channel];
-    };
+  const auto sees = [&](int out, int in_group, int tap) {
+    const std::int64_t pair = std::int64_t{out / out_width_} * from.groups + in_group;
+    return from.mask[pair * taps + tap] != 0;
+  };
+  // What the mask cuts is zero.
+  const auto weight_at = [&](int out, int tap, int channel) -> std::int8_t {
+    if (channel >= in_channels || !sees(out, channel / in_width_, tap)) return 0;
+    return from.weight[(std::int64_t{out} * taps + tap) * in_channels + channel];
+  };
+  const auto pack = [&](int first_out, int width) {
     Group group;
     std::vector<int> input_taps;
     std::vector<std::int8_t> packed, packed_blocks;
@@ -81,53 +86,71 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
       for (int first = 0; first < in_channels; first += kTrimmedGroup) {
         const int last_group = std::min(first + kTrimmedGroup, in_channels) - 1;
         bool seen = false;
-        for (int in = first / in_width_; in <= last_group / in_width_; ++in) seen |= sees(in, tap);
+        for (int in = first / in_width_; in <= last_group / in_width_; ++in) {
+          for (int out = first_out; out < first_out + width; out += out_width_) {
+            seen |= sees(out, in, tap);
+          }
+        }
         if (!seen) continue;
         group.inputs.push_back({place.row, place.column, first});
         input_taps.push_back(tap);
-        if (out_width_ > 1 || first < block_end) continue;
+        if (width > 1 || first < block_end) continue;
         group.blocks.push_back({place.row, place.column, first});
         block_end = first + kTrimmedBlock;
-        for (int c = first; c < block_end; ++c) packed_blocks.push_back(weight_at(0, tap, c));
+        for (int c = first; c < block_end; ++c)
+          packed_blocks.push_back(weight_at(first_out, tap, c));
       }
     }
-    for (int v = 0; v < vectors_; v += kTrimmedMaxVectors) {
-      const int lanes = std::min(vectors_ - v, kTrimmedMaxVectors) * kTrimmedLanes;
+    group.width = width;
+    group.vectors = round_up(width, kTrimmedLanes) / kTrimmedLanes;
+    for (int v = 0; v < group.vectors; v += kTrimmedMaxVectors) {
+      const int lanes = std::min(group.vectors - v, kTrimmedMaxVectors) * kTrimmedLanes;
       for (std::size_t i = 0; i < group.inputs.size(); ++i) {
         for (int lane = 0; lane < lanes; ++lane) {
           for (int k = 0; k < kTrimmedGroup; ++k) {
+            const int out = v * kTrimmedLanes + lane;
             packed.push_back(
-                weight_at(v * kTrimmedLanes + lane, input_taps[i], group.inputs[i].byte + k));
+                out < width ? weight_at(first_out + out, input_taps[i], group.inputs[i].byte + k)
+                            : 0);
           }
         }
       }
     }
     group.weights = aligned_copy(packed);
     group.block_weights = aligned_copy(packed_blocks);
-    for (int o = 0; o < out_width_; ++o) {
+    for (int c = first_out; c < first_out + width; ++c) {
       std::uint32_t sum = 0;
       for (int tap = 0; tap < taps; ++tap) {
         for (int channel = 0; channel < in_channels; ++channel) {
-          sum += static_cast<std::uint32_t>(std::int32_t{weight_at(o, tap, channel)});
+          sum += static_cast<std::uint32_t>(std::int32_t{weight_at(c, tap, channel)});
         }
       }
-      const std::int64_t c = std::int64_t{g} * out_width_ + o;
       group.own_bias.push_back(from.bias[c]);
       group.bias.push_back(
           static_cast<std::int32_t>(static_cast<std::uint32_t>(from.bias[c]) - 128 * sum));
       group.multiplier.push_back(from.multiplier[c]);
       group.negative_multiplier.push_back(from.negative_multiplier[c]);
     }
-    const auto lanes = static_cast<std::size_t>(vectors_) * kTrimmedLanes;
+    const auto lanes = static_cast<std::size_t>(group.vectors) * kTrimmedLanes;
     for (auto* values :
          {&group.bias, &group.own_bias, &group.multiplier, &group.negative_multiplier}) {
       values->resize(lanes, 0);
     }
-    groups_.push_back(std::move(group));
+    return group;
+  };
+  for (int g = 0; g < from.groups; ++g) groups_.push_back(pack(g * out_width_, out_width_));
+  const int all_outputs = from.groups * from.out_width;
+  if (from.groups > 1 && all_outputs <= kTrimmedLanes) {
+    Group merged = pack(0, all_outputs);
+    std::size_t separate = 0;
+    for (const Group& group : groups_) {
+      separate += (out_width_ > 1 ? group.inputs : group.blocks).size() + kOutputCost;
+    }
+    if (merged.inputs.size() + kOutputCost < separate) merged_.push_back(std::move(merged));
   }
 }
 
-TrimmedConv::Places TrimmedConv::places(int group, std::int64_t pitch) const {
+TrimmedConv::Places TrimmedConv::places(const Group& group, std::int64_t pitch) const {
   const std::int64_t bytes = trimmed_pixel_bytes(groups() * in_width_);
   const auto offsets = [&](const std::vector<Input>& inputs) {
     std::vector<std::int64_t> result;
@@ -136,24 +159,31 @@ TrimmedConv::Places TrimmedConv::places(int group, std::int64_t pitch) const {
     }
     return result;
   };
-  const Group& of_group = groups_[static_cast<std::size_t>(group)];
-  return {offsets(of_group.inputs), offsets(of_group.blocks)};
+  return {offsets(group.inputs), offsets(group.blocks)};
+}
+
+TrimmedConv::Places TrimmedConv::places(int group, std::int64_t pitch) const {
+  return places(groups_[static_cast<std::size_t>(group)], pitch);
 }
 
 TrimmedLayer TrimmedConv::layer(int group, const Places& places, std::uint8_t flip,
                                 std::uint8_t residual_flip) const {
-  const Group& of_group = groups_[static_cast<std::size_t>(group)];
-  return {out_width_,
-          vectors_,
+  return layer(groups_[static_cast<std::size_t>(group)], places, flip, residual_flip);
+}
+
+TrimmedLayer TrimmedConv::layer(const Group& group, const Places& places, std::uint8_t flip,
+                                std::uint8_t residual_flip) const {
+  return {group.width,
+          group.vectors,
           static_cast<int>(places.inputs.size()),
           places.inputs.data(),
-          reinterpret_cast<const std::int8_t*>(of_group.weights.data()),
+          reinterpret_cast<const std::int8_t*>(group.weights.data()),
           static_cast<int>(places.blocks.size()),
           places.blocks.data(),
-          reinterpret_cast<const std::int8_t*>(of_group.block_weights.data()),
-          of_group.bias.data(),
-          of_group.multiplier.data(),
-          of_group.negative_multiplier.data(),
+          reinterpret_cast<const std::int8_t*>(group.block_weights.data()),
+          group.bias.data(),
+          group.multiplier.data(),
+          group.negative_multiplier.data(),
           residual_multiplier_,
           shift_,
           lower_,
@@ -179,45 +209,60 @@ void TrimmedConv::run(const std::int8_t* x, const std::int8_t* residual, std::in
   const std::int64_t pad_rows = kernel_rows_ / 2;
   const std::int64_t pad_columns = kernel_columns_ / 2;
   const std::int64_t pitch = width + 2 * pad_columns;
-  const std::int64_t frame_rows = height + 2 * pad_rows;
-  AlignedBuffer frame(static_cast<std::size_t>(batch * frame_rows * pitch * pixel + kTrimmedSlack));
-  parallel_for(batch * frame_rows, threads, [&](std::int64_t item) {
-    std::uint8_t* to = frame.data() + item * pitch * pixel;
-    const std::int64_t row = item % frame_rows - pad_rows;
+  const auto to_frame = [](std::int8_t value) { return static_cast<std::uint8_t>(value ^ -128); };
+  // Row `row` of picture `picture` in a frame.
+  const auto copy_row = [&](std::int64_t picture, std::int64_t row, std::uint8_t* to) {
     if (row < 0 || row >= height) {
       std::memset(to, 128, static_cast<std::size_t>(pitch * pixel));
       return;
     }
     std::memset(to, 128, static_cast<std::size_t>(pad_columns * pixel));
     to += pad_columns * pixel;
-    const std::int8_t* from = x + (item / frame_rows * height + row) * width * in_channels;
+    const std::int8_t* from = x + (picture * height + row) * width * in_channels;
     if (pixel == in_channels) {
-      for (std::int64_t i = 0; i < width * pixel; ++i) {
-        to[i] = static_cast<std::uint8_t>(from[i] ^ -128);
-      }
+      std::transform(from, from + width * pixel, to, to_frame);
       to += width * pixel;
     } else {
       for (std::int64_t column = 0; column < width; ++column, to += pixel, from += in_channels) {
-        for (std::int64_t c = 0; c < in_channels; ++c) {
-          to[c] = static_cast<std::uint8_t>(from[c] ^ -128);
-        }
+        std::transform(from, from + in_channels, to, to_frame);
       }
     }
     std::memset(to, 128, static_cast<std::size_t>(pad_columns * pixel));
-  });
+  };
+
+  // Bands of rows whose frame stays in the cache, at least two for each thread.
+  const std::int64_t cached = kBandBytes / (pitch * pixel) - 2 * pad_rows;
+  const std::int64_t shared = (batch * height + 2 * threads - 1) / (2 * threads);
+  const std::int64_t band = std::clamp<std::int64_t>(std::min(cached, shared), 1, height);
+  const std::int64_t bands = (height + band - 1) / band;
 
   const TrimmedKernel kernel = trimmed_kernel(simd_level());
-  std::vector<Places> of_group;
-  for (int g = 0; g < groups(); ++g) of_group.push_back(places(g, pitch));
-  parallel_for(groups() * batch * height, threads, [&](std::int64_t item) {
-    const auto g = static_cast<int>(item / (batch * height));  // its weights stay in the cache
-    const std::int64_t row = item % (batch * height);
-    const std::int64_t frame_row = row / height * frame_rows + row % height + pad_rows;
-    const std::int64_t first = row * width * out_channels + std::int64_t{g} * out_width_;
-    kernel(layer(g, of_group[static_cast<std::size_t>(g)], 0, 0),
-           {width, frame.data() + (frame_row * pitch + pad_columns) * pixel, pixel,
-            residual ? reinterpret_cast<const std::uint8_t*>(residual) + first : nullptr,
-            out_channels, out + first, out_channels});
+  const std::vector<Group>& parts = merged_.empty() ? groups_ : merged_;
+  std::vector<Places> of_part;
+  for (const Group& part : parts) of_part.push_back(places(part, pitch));
+  parallel_for(batch * bands, threads, [&](std::int64_t item) {
+    const std::int64_t picture = item / bands;
+    const std::int64_t first_row = item % bands * band;
+    const std::int64_t rows = std::min(band, height - first_row);
+    AlignedBuffer frame(
+        static_cast<std::size_t>((rows + 2 * pad_rows) * pitch * pixel + kTrimmedSlack));
+    for (std::int64_t row = 0; row < rows + 2 * pad_rows; ++row) {
+      copy_row(picture, first_row + row - pad_rows, frame.data() + row * pitch * pixel);
+    }
+    std::int64_t channel = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {  // whose weights stay in the cache too
+      const TrimmedLayer part = layer(parts[i], of_part[i], 0, 0);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const std::uint8_t* window =
+            frame.data() + ((row + pad_rows) * pitch + pad_columns) * pixel;
+        const std::int64_t first =
+            (picture * height + first_row + row) * width * out_channels + channel;
+        const auto* residuals =
+            residual ? reinterpret_cast<const std::uint8_t*>(residual) + first : nullptr;
+        kernel(part, {width, window, pixel, residuals, out_channels, out + first, out_channels});
+      }
+      channel += part.width;
+    }
   });
 }
 

@@ -64,21 +64,28 @@ class TrimmedConv {
            std::int64_t height, std::int64_t width, std::uint8_t* out, int threads) const;
 
  private:
+  struct Group;
+  Places places(const Group& group, std::int64_t pitch) const;
+  TrimmedLayer layer(const Group& group, const Places& places, std::uint8_t flip,
+                     std::uint8_t residual_flip) const;
+
   struct Input {
     std::int64_t row, column;  // of the tap
     int byte;                  // of the pixel
   };
   struct Group {
+    int width, vectors;  // output channels
     std::vector<Input> inputs, blocks;
     AlignedBuffer weights{0}, block_weights{0};
     std::vector<std::int32_t> bias, own_bias, multiplier, negative_multiplier;
   };
 
-  int in_width_, out_width_, kernel_rows_, kernel_columns_, vectors_;
+  int in_width_, out_width_, kernel_rows_, kernel_columns_;
   std::int32_t residual_multiplier_;
   int shift_;
   std::int32_t lower_, upper_;
   std::vector<Group> groups_;
+  std::vector<Group> merged_;  // all groups as one, or none: where it is faster for whole pictures
 };
 
 }  // namespace pycodec

@@ -175,25 +175,38 @@ class WaveNetwork:
         return self._native.num_waves(height, width)
 
     def table_indexes(
-        self, symbols: NDArray[np.int32], side: Sequence[NDArray[np.int8]] = ()
+        self,
+        symbols: NDArray[np.int32],
+        side: Sequence[NDArray[np.int8]] = (),
+        backend: str = "reference",
     ) -> NDArray[np.uint8]:
-        """The definition: the table of each symbol, [G, H, W]; arguments as of :meth:`order`."""
+        """The definition: the table of each symbol, [G, H, W].
+
+        Args:
+            symbols, side: as of :meth:`order`.
+            backend: of :func:`pycodec.ops.quantized_trimmed_conv2d`, which runs layer by layer.
+        """
         _, height, width = symbols.shape
         planes = [np.clip(symbols, -128, 127).astype(np.int8), *self._checked(side, height, width)]
         tensors = [torch.from_numpy(p).permute(1, 2, 0)[None].contiguous() for p in planes]
         for layer in self.layers:
-            out = self._run(layer, tensors, layer.mask)
+            out = self._run(layer, tensors, layer.mask, backend)
             if layer.active is not None:
                 ph, pw = layer.active.shape
                 active = np.tile(layer.active, (-(-height // ph), -(-width // pw)))
                 active = torch.from_numpy(active[:height, :width])[None, :, :, None]
-                out = torch.where(active, out, self._run(layer, tensors, layer.mask & False))
+                out = torch.where(
+                    active, out, self._run(layer, tensors, layer.mask & False, backend)
+                )
             tensors.append(out)
         return tensors[-1][0].permute(2, 0, 1).to(torch.uint8).numpy()
 
     @staticmethod
     def _run(
-        layer: IntegerLayer, tensors: Sequence[torch.Tensor], mask: NDArray[np.bool_]
+        layer: IntegerLayer,
+        tensors: Sequence[torch.Tensor],
+        mask: NDArray[np.bool_],
+        backend: str,
     ) -> torch.Tensor:
         arrays = (layer.weight, mask, layer.bias, layer.multiplier, layer.negative_multiplier)
         return quantized_trimmed_conv2d(
@@ -204,7 +217,7 @@ class WaveNetwork:
             residual_multiplier=layer.residual_multiplier,
             lower=layer.lower,
             upper=layer.upper,
-            backend="reference",
+            backend=backend,
         )
 
     def _checked(

@@ -264,7 +264,7 @@ def test_triton_interpreter_decodes_the_cpus_streams():
         timeout=600,
     )
     assert result.returncode == 0, result.stderr
-    assert "streams are decoded" in result.stdout
+    assert "streams are written and decoded" in result.stdout
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,12 +6,29 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from skimage import data
 
+from pycodec.coding import rans
+from pycodec.coding.tables import TableSet
+from pycodec.context.wave_network import WaveNetwork
+from pycodec.models.lossless_network import bit_planes
+from pycodec.models.zoo import WEIGHTS, load_model
 from pycodec.triton_kernels.wave_network import WaveDecoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pycodec is the installed one
 
 from tests.context import test_wave_network as cases
+
+
+def check(network: WaveNetwork, symbols: np.ndarray, tables: TableSet) -> None:
+    """Triton writes what C++ does, and reads it back."""
+    stream = network.encode(symbols, tables)
+    indexes = network.table_indexes(symbols, backend="triton")
+    at = tuple(np.concatenate(network.waves(*symbols.shape[1:])).T)
+    assert rans.encode(symbols[at], indexes[at], tables) == stream
+    decoded = WaveDecoder(network, "cpu").decode(stream, tables, *symbols.shape[1:])
+    assert np.array_equal(decoded, symbols)
 
 
 def main() -> None:
@@ -24,13 +41,18 @@ def main() -> None:
         ):
             rng = np.random.default_rng(count)
             network = cases.random_network(rng, steps, groups, widths, kernels)
-            symbols = cases.random_volume(rng, groups, *size)
-            stream = network.encode(symbols, cases.TABLES)
-            decoded = WaveDecoder(network, "cpu").decode(stream, cases.TABLES, *size)
-            if not np.array_equal(decoded, symbols):
-                raise SystemExit(f"differs: {order} {groups} {widths} {size}")
+            try:
+                check(network, cases.random_volume(rng, groups, *size), cases.TABLES)
+            except AssertionError as error:
+                raise SystemExit(f"differs: {order} {groups} {widths} {size}") from error
             count += 1
-    print(f"{count} streams are decoded")
+    for folder in sorted(WEIGHTS.glob("tcae*")):
+        codec = load_model(folder.name)
+        pixels = torch.from_numpy(data.camera()[200:204, 200:205])
+        symbols = bit_planes(pixels[None])[0].numpy().astype(np.int32)
+        check(codec.gray, symbols, codec.tables)
+        count += 1
+    print(f"{count} streams are written and decoded")
 
 
 if __name__ == "__main__":
