@@ -7,6 +7,8 @@ that training can go on with it (LSQ, arXiv 1902.08153); :func:`export_network` 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,12 @@ from pycodec.models.lossless_network import (
 from pycodec.quantization.fake_quant import round_ste
 
 NUM_TABLES = 256
-MAX_LOGIT = 11.0
-"""A table's least probable bit has exp(-11), as good as the least that 16 bits hold."""
+PRECISION = 14
+"""Of the tables. With 16 bits, as large as the least rANS state, files are 0.2 % larger."""
+MAX_LOGIT = PRECISION * math.log(2)
+"""The least probable bit that the tables hold has exp(-MAX_LOGIT)."""
 LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
-PRECISION = 16
 
 _MULTIPLIER_BITS = 24
 _MAX_BIAS = 1 << 29
@@ -74,6 +77,36 @@ class QuantizedNetwork(nn.Module):
                 x = (x / self.scales()[step.residual][:, None]).reshape(1, -1)
             self.log_scales[index].copy_(_best_scales(x).log())
         self.enabled = True
+
+    @torch.no_grad()
+    def round_weights(self, bits: Tensor, side: Tensor | None = None) -> None:
+        """Round all weights, so that errors cancel for inputs like these; after ``calibrate``.
+
+        For networks that are not trained on with rounding. Layer by layer and weight by weight, the
+        weights not yet rounded make up for the error, as far as their inputs are correlated
+        (GPTQ, arXiv 2210.17323), and biases for its mean. Largest weights stay, so that scales do.
+        """
+        for step in self.network.steps():
+            tensors = [bits] if side is None else [bits, side]
+            tensors += self._tensors(bits, side)
+            in_scale = self.scales()[step.input].view(1, -1, 1, 1)
+            weight, bias = effective_weight(step)
+            scale = weight_scale(weight * in_scale, bias)
+            x = _windows(tensors[step.input] / in_scale, weight.shape[2])
+            mean = x.mean(1)
+            x -= mean[:, None]
+            covariance = (x @ x.T / x.shape[1]).double().numpy()
+            real = (weight * in_scale / scale).flatten(1)
+            rounded = torch.empty_like(real)
+            seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)]
+            for out, row in enumerate(real.double().numpy()):
+                rounded[out] = torch.from_numpy(_rounded(row, seen[out].numpy(), covariance))
+            bias = bias + ((real - rounded) @ mean) * scale.flatten()
+            weight = rounded.view_as(weight) * scale / in_scale
+            if step.prelu is None:  # the difference of two logits
+                weight, bias = (torch.stack([t * 0, t], 1).flatten(0, 1) for t in (weight, bias))
+            step.conv.weight.copy_(weight)
+            step.conv.bias.copy_(bias)
 
     def scales(self) -> list[Tensor]:
         """Of all tensors, inputs included: [channels] each."""
@@ -128,6 +161,31 @@ def weight_scale(weight: Tensor, bias: Tensor) -> Tensor:
     """Scale of each output channel, [Cout, 1, 1, 1]: of weights, large enough for the bias too."""
     peak = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127
     return peak.maximum(bias.abs().view(-1, 1, 1, 1) / _MAX_BIAS).clamp(min=1e-14)
+
+
+def _windows(x: Tensor, kernel: int) -> Tensor:
+    """What the kernel sees at up to 20,000 positions: [C * kernel**2, positions]."""
+    windows = F.unfold(x.float(), kernel, padding=kernel // 2).transpose(0, 1).flatten(1)
+    return windows[:, :: max(1, windows.shape[1] // 20_000)]
+
+
+def _rounded(row: np.ndarray, seen: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Integers for the weights of one output, in units of its scale."""
+    result = np.zeros_like(row)
+    largest = np.abs(row * seen).argmax()
+    result[largest] = np.round(row[largest])
+    free = np.flatnonzero(seen)
+    free = free[free != largest]
+    free = free[np.argsort(-covariance[free, free])]
+    left = row[free]
+    square = covariance[np.ix_(free, free)]
+    square += np.eye(len(free)) * (0.01 * np.trace(square) / max(1, len(free)) + 1e-9)
+    factor = np.linalg.cholesky(np.linalg.inv(square)).T
+    for i, place in enumerate(free):
+        result[place] = np.clip(np.round(left[i]), -127, 127)
+        error = (left[i] - result[place]) / factor[i, i]
+        left[i:] -= error * factor[i, i:]
+    return result
 
 
 def _best_scales(x: Tensor) -> Tensor:
