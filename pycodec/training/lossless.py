@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -35,8 +36,10 @@ from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_
 from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
+ROUNDED = "rounded.pt"
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
+ROUNDING_BATCHES = 4
 SCALE_RATE = 0.1
 """Learning rate of the logarithms of activations' scales, times that of weights."""
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -51,7 +54,8 @@ class LosslessOptions:
         order: ``plane`` or ``slope``.
         chroma: train the network of red and blue instead of that of gray.
         steps: optimizer steps.
-        quantize: last steps, in which integer arithmetic is simulated.
+        quantize: last steps, in which integer arithmetic is simulated; 0: the trained weights are
+            rounded at the end.
         batch: crops a step, a multiple of 4.
         crop: their side in pixels.
         learning_rate: of SOAP, at its highest.
@@ -145,6 +149,8 @@ class LosslessTrainer:
                 if time.monotonic() - saved > 60 * o.save_minutes:
                     self._save()
                     saved = time.monotonic()
+            if not self.quantized.enabled:
+                self._round(torch.cat([next(crops) for _ in range(ROUNDING_BATCHES)]))
         finally:
             crops.close()
             self._save()
@@ -172,6 +178,21 @@ class LosslessTrainer:
                 self.average[name].lerp_(value, 1 - keep)
         return loss.item()
 
+    def _round(self, crops: Tensor) -> None:
+        """Write the integer network of the averaged weights; the run may still go on in floats."""
+        examples = self._examples(crops)
+        now = copy.deepcopy(self.quantized.state_dict())
+        self.quantized.load_state_dict(self.average)
+        self.quantized.calibrate(*examples)
+        self.quantized.round_weights(*examples)
+        rounded = copy.deepcopy(self.quantized.state_dict())
+        loss = self._loss_of(rounded)
+        self.quantized.enabled = False
+        self.quantized.load_state_dict(now)
+        state = {"config": self.config.to_dict(), "quantized": True, "average": rounded}
+        _write(state, self.out / ROUNDED)
+        self.report(f"rounded: validation {loss:.4f} bpp")
+
     def _restart_average(self) -> None:
         """The averaged weights go on being trained, now with their scales."""
         for name, value in self.quantized.state_dict().items():
@@ -190,11 +211,14 @@ class LosslessTrainer:
         )
         return bits.float(), side.flatten(1, 2).float()
 
-    @torch.no_grad()
     def validate(self) -> float:
         """Bits a pixel of the averaged network on crops of the held-out pictures."""
-        now = {k: v.clone() for k, v in self.quantized.state_dict().items()}
-        self.quantized.load_state_dict(self.average)
+        return self._loss_of(self.average)
+
+    @torch.no_grad()
+    def _loss_of(self, weights: dict[str, Tensor]) -> float:
+        now = copy.deepcopy(self.quantized.state_dict())
+        self.quantized.load_state_dict(weights)
         losses = [bits_per_pixel(self.quantized(b, s), b).item() for b, s in self.validation]
         self.quantized.load_state_dict(now)
         return sum(losses) / len(losses)
@@ -209,9 +233,7 @@ class LosslessTrainer:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = self.out / (CHECKPOINT + ".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.out / CHECKPOINT)
+        _write(state, self.out / CHECKPOINT)
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
@@ -221,6 +243,13 @@ class LosslessTrainer:
         self.quantized.enabled = state["quantized"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
+
+
+def _write(state: dict, path: Path) -> None:
+    """All of it or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
 
 
 def _sampler(pictures: list[Path], crop: int, seed: int) -> CropSampler:
@@ -287,6 +316,8 @@ def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
             parts.append(None)
             continue
         quantized = load_quantized(run)
+        if not quantized.enabled and (run / ROUNDED).exists():
+            quantized = load_quantized(run / ROUNDED)
         if not quantized.enabled:
             raise InputError(f"{run}: the network has not been quantized yet")
         if quantized.network.config.side != side:

@@ -12,7 +12,7 @@ from pycodec.training.options import add_options
 
 _HELP = {
     "steps": "optimizer steps of the whole run",
-    "quantize": "last steps, in which integer arithmetic is simulated",
+    "quantize": "last steps, with integer arithmetic simulated; 0: weights are rounded at the end",
     "batch": "crops a step, a multiple of 4",
     "crop": "side of the training crops in pixels",
     "learning_rate": "of SOAP",

@@ -15,10 +15,12 @@ from pycodec.models.lossless import load_lossless_model
 from pycodec.training import lossless
 from pycodec.training.lossless import (
     CHECKPOINT,
+    ROUNDED,
     LosslessOptions,
     LosslessTrainer,
     export_model,
     load_network,
+    load_quantized,
     to_gray,
 )
 
@@ -79,6 +81,25 @@ def test_train_resume_export_use(pictures, tmp_path):
     assert np.array_equal(load_image(result).pixels, load_image(source).pixels)
 
 
+def test_floats_are_rounded_at_the_end_and_may_be_trained_on(pictures, tmp_path):
+    lines: list[str] = []
+    options = LosslessOptions(**{**SHORT, "quantize": 0})
+    LosslessTrainer(pictures, tmp_path, options, report=lines.append).run()
+    assert lines[-1].startswith("rounded: ")
+    rounded = load_quantized(tmp_path / ROUNDED)
+    assert rounded.enabled
+    export_model(tmp_path / "model", tmp_path)
+    codec = load_lossless_model(tmp_path / "model")
+    weight = rounded.network.hidden[0].conv.weight
+    integers = torch.from_numpy(codec.gray.layers[1].weight).permute(0, 3, 1, 2)
+    assert (weight.sign() == integers.sign()).float().mean() > 0.99
+
+    longer = LosslessTrainer(pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 8}))
+    assert longer.step == 6 and not longer.quantized.enabled
+    floats = load_network(tmp_path).hidden[0].conv.weight
+    assert not torch.equal(floats, weight)
+
+
 def test_training_lowers_the_rate(pictures, tmp_path):
     options = LosslessOptions(**{**SHORT, "steps": 60, "quantize": 5, "crop": 32}, warmup=1)
     trainer = LosslessTrainer(pictures, tmp_path, options)
@@ -112,6 +133,7 @@ def test_mistakes(pictures, tmp_path):
         load_network(tmp_path / CHECKPOINT)
     options = LosslessOptions(**{**SHORT, "steps": 1, "quantize": 0})
     LosslessTrainer(pictures, tmp_path / "float", options).run()
+    (tmp_path / "float" / ROUNDED).unlink()
     with pytest.raises(InputError, match="not been quantized"):
         export_model(tmp_path / "model", tmp_path / "float")
     with pytest.raises(InputError, match="another network"):
