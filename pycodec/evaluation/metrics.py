@@ -14,7 +14,8 @@ _MS_SSIM_MIN_SIDE = 161
 _BAND_ROWS = 256
 
 
-def _check_shapes(reference: np.ndarray, other: np.ndarray) -> None:
+def check_shapes(reference: np.ndarray, other: np.ndarray) -> None:
+    """Raise InputError if the shapes differ."""
     if reference.shape != other.shape:
         raise InputError(f"the pictures differ in shape: {reference.shape} and {other.shape}")
 
@@ -28,7 +29,7 @@ def psnr(reference: np.ndarray, other: np.ndarray) -> float:
     Returns:
         10 log10(255^2 / MSE); infinity for equal pictures.
     """
-    _check_shapes(reference, other)
+    check_shapes(reference, other)
     total = 0
     for top in range(0, reference.shape[0], _BAND_ROWS):
         band = slice(top, top + _BAND_ROWS)
@@ -49,7 +50,7 @@ def ms_ssim(reference: np.ndarray, other: np.ndarray) -> float | None:
     """
     import torch
 
-    _check_shapes(reference, other)
+    check_shapes(reference, other)
     if min(reference.shape[:2]) < _MS_SSIM_MIN_SIDE:
         return None
     library = require("pytorch_msssim", "eval")

@@ -1,0 +1,132 @@
+"""Rectilinear views of equirectangular (ERP) pictures: what a viewer of the sphere sees.
+
+Longitude grows to the right, from -180 degrees at the left border of the picture; latitude grows
+upwards, 90 degrees at its top. Pixel centres are at half integers. A camera looks along +z with x
+to the right and y up; pitch turns it upwards, then yaw to the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pycodec.errors import InputError
+
+MAX_SIDE = 16384
+
+
+@dataclass(frozen=True)
+class Viewport:
+    """A pinhole camera in the middle of the sphere.
+
+    Attributes:
+        yaw, pitch: direction of its axis, degrees; pitch -90 to 90.
+        fov: horizontal field of view, degrees, above 0 and below 180.
+        width, height: of the view, pixels.
+
+    Raises:
+        InputError: an angle or a size is out of range.
+    """
+
+    yaw: float = 0.0
+    pitch: float = 0.0
+    fov: float = 90.0
+    width: int = 640
+    height: int = 640
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.yaw, self.pitch, self.fov]).all():
+            raise InputError("the angles of a viewport must be finite")
+        if not -90 <= self.pitch <= 90:
+            raise InputError(f"pitch must be -90 to 90 degrees, not {self.pitch}")
+        if not 0 < self.fov < 180:
+            raise InputError(f"the field of view must be above 0 and below 180, not {self.fov}")
+        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
+            raise InputError(
+                f"a viewport has 1 to {MAX_SIDE} pixels a side, not {self.width} x {self.height}"
+            )
+
+    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Longitude and latitude of each pixel's centre, degrees, [height, width] each."""
+        focal = self.width / 2 / np.tan(np.radians(self.fov) / 2)
+        x = np.arange(self.width) + 0.5 - self.width / 2
+        y = self.height / 2 - 0.5 - np.arange(self.height)
+        x, y = np.meshgrid(x, y)
+        pitch = np.radians(self.pitch)
+        up = y * np.cos(pitch) + focal * np.sin(pitch)
+        forward = focal * np.cos(pitch) - y * np.sin(pitch)
+        longitude = np.degrees(np.arctan2(x, forward)) + self.yaw
+        latitude = np.degrees(np.arctan2(up, np.hypot(x, forward)))
+        return (longitude + 180) % 360 - 180, latitude
+
+    def rows(self, height: int) -> tuple[int, int]:
+        """The first row and the one after the last that :meth:`render` reads of a picture."""
+        _, latitude = self.directions()
+        y = _row(latitude, height)
+        return max(0, int(np.floor(y.min()))), min(height, int(np.floor(y.max())) + 2)
+
+    def render(self, picture: NDArray, *, first_row: int = 0, height: int | None = None) -> NDArray:
+        """The view, by bilinear interpolation on the sphere.
+
+        Args:
+            picture: uint8 or floats [rows, W] or [rows, W, C].
+            first_row: of the whole picture, where ``picture`` begins.
+            height: of the whole picture; that of ``picture`` if it is whole.
+
+        Returns:
+            [self.height, self.width] or [..., C], of the picture's type.
+
+        Raises:
+            InputError: a row that the view needs is missing.
+        """
+        rows = len(picture)
+        height = rows if height is None else height
+        low, high = self.rows(height)
+        if first_row > low or first_row + rows < high:
+            raise InputError(
+                f"the view needs rows {low} to {high - 1}, not only {first_row} to "
+                f"{first_row + rows - 1}"
+            )
+        longitude, latitude = self.directions()
+        value = sample(picture, longitude, latitude, first_row=first_row, height=height)
+        if np.issubdtype(picture.dtype, np.integer):
+            value = np.rint(value)
+        return value.astype(picture.dtype)
+
+
+def sample(
+    picture: NDArray,
+    longitude: NDArray[np.float64],
+    latitude: NDArray[np.float64],
+    *,
+    first_row: int = 0,
+    height: int | None = None,
+) -> NDArray[np.float64]:
+    """Values at directions, degrees, by bilinear interpolation: float64 [..., C].
+
+    Rows wrap around; beyond a pole lies the same row, half a turn further.
+    """
+    rows, width = picture.shape[:2]
+    height = rows if height is None else height
+    x = (longitude / 360 + 0.5) * width - 0.5
+    y = _row(latitude, height)
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    channels = (1,) * (picture.ndim - 2)
+    across = (x - left).reshape(x.shape + channels)
+    down = (y - top).reshape(y.shape + channels)
+    result: NDArray | float = 0.0
+    for row, row_weight in ((top, 1 - down), (top + 1, down)):
+        beyond = (row < 0) | (row >= height)
+        inside = np.where(row < 0, -1 - row, np.where(row >= height, 2 * height - 1 - row, row))
+        for column, weight in ((left, 1 - across), (left + 1, across)):
+            # Half a turn is no whole number of pixels where the width is odd.
+            turned = column + np.where(beyond, width // 2, 0)
+            pixels = picture[np.clip(inside - first_row, 0, rows - 1), turned % width]
+            result = result + row_weight * weight * pixels.astype(np.float64)
+    return result
+
+
+def _row(latitude: NDArray[np.float64], height: int) -> NDArray[np.float64]:
+    return (0.5 - latitude / 180) * height - 0.5
