@@ -34,8 +34,8 @@ class EncodeStats:
     """What an encoding took.
 
     Attributes:
-        seconds: by stage: ``analysis``, ``entropy``, ``rans``, ``container``; lossless: ``context``
-            instead of the first two.
+        seconds: by stage: ``analysis``, ``entropy``, ``rans``, ``container``; lossless:
+            ``adaptation`` and ``context`` instead of the first two.
         symbols: number of symbols coded.
         code_length_bits: what an ideal coder would need with the model's tables; None unless asked
             for.

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from pycodec import _cpu
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet
 from pycodec.errors import InputError
 from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
+from pycodec.ops.trimmed_conv2d import expand_mask
 
 SYMBOLS = 0
 """The tensor that holds the symbols, clamped to int8."""
@@ -186,10 +188,41 @@ class WaveNetwork:
             symbols, side: as of :meth:`order`.
             backend: of :func:`pycodec.ops.quantized_trimmed_conv2d`, which runs layer by layer.
         """
+        tensors = self._tensors(symbols, side, len(self.layers), backend)
+        return tensors[-1][0].permute(2, 0, 1).to(torch.uint8).numpy()
+
+    def head_input(
+        self,
+        symbols: NDArray[np.int32],
+        side: Sequence[NDArray[np.int8]] = (),
+        backend: str = "reference",
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+        """What the last layer sees, [G * in_width, H, W], and its accumulators, [G, H, W].
+
+        Arguments as of :meth:`table_indexes`.
+        """
+        head = self.layers[-1]
+        tensors = self._tensors(symbols, side, len(self.layers) - 1, backend)
+        x = tensors[head.input].permute(0, 3, 1, 2)
+        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2).float()
+        weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
+        # Sums of products of bytes, exact in float64.
+        sums = F.conv2d(x.double(), weight.double(), padding=weight.shape[2] // 2)
+        sums += torch.from_numpy(head.bias).double().view(1, -1, 1, 1)
+        return x[0].contiguous().numpy(), sums[0].numpy()
+
+    def _tensors(
+        self,
+        symbols: NDArray[np.int32],
+        side: Sequence[NDArray[np.int8]],
+        layers: int,
+        backend: str,
+    ) -> list[torch.Tensor]:
+        """Inputs and the outputs of the first layers, [1, H, W, C]."""
         _, height, width = symbols.shape
         planes = [np.clip(symbols, -128, 127).astype(np.int8), *self._checked(side, height, width)]
         tensors = [torch.from_numpy(p).permute(1, 2, 0)[None].contiguous() for p in planes]
-        for layer in self.layers:
+        for layer in self.layers[:layers]:
             out = self._run(layer, tensors, layer.mask, backend)
             if layer.active is not None:
                 ph, pw = layer.active.shape
@@ -199,7 +232,7 @@ class WaveNetwork:
                     active, out, self._run(layer, tensors, layer.mask & False, backend)
                 )
             tensors.append(out)
-        return tensors[-1][0].permute(2, 0, 1).to(torch.uint8).numpy()
+        return tensors
 
     @staticmethod
     def _run(

@@ -23,6 +23,7 @@ from pycodec.coding.container import join_streams, split_streams
 from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError, InputError
+from pycodec.models.head_adaptation import fit_head, with_head
 from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
 
@@ -56,7 +57,7 @@ class CodedPicture:
         quality_code: as the file stores it.
         num_symbols: bits coded.
         code_length_bits: what an ideal coder would need for them; None unless asked for.
-        seconds: time by stage: ``context``, ``rans``.
+        seconds: time by stage: ``adaptation``, ``context``, ``rans``.
     """
 
     streams: list[bytes]
@@ -112,6 +113,7 @@ class LosslessCodec:
         tile_log2: int = DEFAULT_TILE_LOG2,
         threads: int | None = None,
         code_length: bool = False,
+        adapt: bool = True,
     ) -> CodedPicture:
         """Encode a picture.
 
@@ -120,6 +122,7 @@ class LosslessCodec:
             tile_log2: tiles have a side of 2**tile_log2 pixels, 64 to 1024, and are coded alone.
             threads: None for all.
             code_length: sum up ``CodedPicture.code_length_bits``.
+            adapt: fit the last layer to each tile (:mod:`pycodec.models.head_adaptation`).
 
         Raises:
             InputError: an argument is out of its range, or the model knows no colour.
@@ -139,11 +142,10 @@ class LosslessCodec:
         with thread_count(threads) as count:
             for tile in cut_tiles(*pixels.shape[:2], 1 << tile_log2):
                 planes = to_components(pixels[tile.slices])
-                streams = [
-                    self._encode(network, planes[i], side, count, coded)
-                    for i, (network, side) in enumerate(self._networks(planes, len(planes)))
-                ]
-                coded.streams.append(join_streams(streams))
+                parts: list[bytes] = []
+                for i, (network, side) in enumerate(self._networks(planes, len(planes))):
+                    parts += self._encode(network, planes[i], side, count, coded, adapt)
+                coded.streams.append(join_streams(parts))
         return coded
 
     def _encode(
@@ -153,10 +155,18 @@ class LosslessCodec:
         side: list[np.ndarray],
         threads: int,
         coded: CodedPicture,
-    ) -> bytes:
+        adapt: bool,
+    ) -> tuple[bytes, bytes]:
+        """Changes of the head, and the symbols."""
         began = time.perf_counter()
-        bits = to_bits(component)
-        symbols, indexes = network.order(bits.astype(np.int32), threads=threads, side=side)
+        bits = to_bits(component).astype(np.int32)
+        head = b""
+        if adapt:
+            head = fit_head(network, bits, side, self.tables)
+            add_seconds(coded.seconds, "adaptation", time.perf_counter() - began)
+            began = time.perf_counter()
+        network = with_head(network, head)
+        symbols, indexes = network.order(bits, threads=threads, side=side)
         add_seconds(coded.seconds, "context", time.perf_counter() - began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables, lanes=_lanes(component.size))
@@ -164,7 +174,7 @@ class LosslessCodec:
         coded.num_symbols += symbols.size
         if coded.code_length_bits is not None:
             coded.code_length_bits += self.tables.cost_bits(symbols, indexes)
-        return stream
+        return head, stream
 
     def decompress(
         self,
@@ -209,10 +219,11 @@ class LosslessCodec:
 
     def _decode_tile(self, tile: Tile, stream: bytes, count: int, threads: int) -> np.ndarray:
         planes: list[np.ndarray] = []
-        parts = split_streams(memoryview(stream), count)
-        for part, (network, side) in zip(parts, self._networks(planes, count), strict=True):
-            bits = network.decode(
-                part,
+        parts = split_streams(memoryview(stream), 2 * count)
+        networks = self._networks(planes, count)
+        for head, symbols, (network, side) in zip(parts[::2], parts[1::2], networks, strict=True):
+            bits = with_head(network, head).decode(
+                symbols,
                 self.tables,
                 tile.height,
                 tile.width,

@@ -68,7 +68,7 @@ class LosslessConfig:
 
 SIZES = {
     "tcae": LosslessConfig(),
-    "tcae-fast": LosslessConfig(width=8, hidden=(3,), blocks=((3, 1),), head=1),
+    "tcae-fast": LosslessConfig(width=8, hidden=(3,), blocks=((3, 1), (1, 1)), head=1),
 }
 """The published shape, and a small one."""
 
