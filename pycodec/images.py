@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageErro
 
 from pycodec.errors import CodecError, InputError
 
-_EXIF_PREFIX = b"Exif\0\0"
+EXIF_PREFIX = b"Exif\0\0"
 # Pillow keeps 4 bytes a pixel, NumPy 3: copying in bands avoids a third whole copy between them.
 _BAND_ROWS = 256
 
@@ -157,7 +157,8 @@ def _from_pillow(image: Image.Image) -> Picture:
     notes: list[str] = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        notes.append(f"the first of {frames} frames is taken")
+        which = "the first" if image.tell() == 0 else f"number {image.tell() + 1}"
+        notes.append(f"{which} of {frames} frames is taken")
     # The raw mode tells what the samples were in the file; it is forgotten when they are loaded.
     raw_mode = _raw_mode(image)
     image.load()
@@ -267,7 +268,7 @@ def _exif_of(image: Image.Image) -> bytes | None:
     exif = image.info.get("exif")
     if not exif:
         return None
-    return exif.removeprefix(_EXIF_PREFIX)
+    return exif.removeprefix(EXIF_PREFIX)
 
 
 def _xmp_of(image: Image.Image) -> bytes | None:
@@ -413,7 +414,7 @@ def _add_metadata(options: dict[str, Any], format: str, name: str, data: bytes) 
     if name == "icc":
         options["icc_profile"] = data
     elif name == "exif":
-        options["exif"] = _EXIF_PREFIX + data
+        options["exif"] = EXIF_PREFIX + data
     elif format == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", data.decode("utf-8", "replace"))

@@ -11,8 +11,9 @@ import enum
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import SEEK_END
 from itertools import pairwise
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pycodec.coding.deflate import deflate, inflate
 from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
@@ -29,6 +30,8 @@ MIN_QUALITY, MAX_QUALITY = 100, 10000  # hundredths
 _FINGERPRINT_BYTES = 8
 _CRC_BYTES = 4
 _MAX_LENGTH = (1 << 32) - 1
+_MAX_SECTION_START = 1 + 5  # tag and length
+_FIRST_READ = 4096  # the header and, mostly, all metadata
 
 _RGB_FLAG, _ALPHA_FLAG, _RESERVED_FLAGS = 0x01, 0x02, 0x0C
 
@@ -184,6 +187,35 @@ def unpack(data: bytes) -> Container:
 def peek(data: bytes) -> Header:
     """Read and check the header alone; ``data`` may end anywhere after it."""
     return _read_header(memoryview(data).cast("B"))[0]
+
+
+def read_metadata(file: BinaryIO) -> tuple[Header, dict[str, bytes | None]]:
+    """Read and check what comes before the tiles of an open, seekable file.
+
+    Returns:
+        The header, and ``icc``, ``exif`` and ``xmp`` as in :class:`Container`.
+
+    Raises:
+        CorruptStreamError, UnsupportedError: as :func:`unpack`, of the part that is read.
+    """
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    data = file.read(_FIRST_READ)
+    header, offset = _read_header(memoryview(data))
+    metadata = dict.fromkeys(_METADATA.values())
+    while True:
+        data += file.read(max(0, offset + _MAX_SECTION_START - len(data)))
+        reader = _Reader(memoryview(data), "section header", offset)
+        tag, length = reader.byte(), reader.varint()
+        if tag == _Tag.TILES:
+            return header, metadata
+        # No further than the file goes: a damaged length must not ask for 4 GiB.
+        end = min(size, reader.offset + length + _CRC_BYTES)
+        data += file.read(max(0, end - len(data)))
+        section = next(_sections(memoryview(data), offset))
+        if tag in _METADATA:
+            metadata[_METADATA[tag]] = _unpack_metadata(section.payload, section.name)
+        offset = section.end
 
 
 def section_sizes(data: bytes) -> dict[str, int]:

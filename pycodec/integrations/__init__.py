@@ -1,0 +1,1 @@
+"""pycodec inside other libraries: Pillow, PyTorch data loading."""
