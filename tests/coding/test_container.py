@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zlib
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pycodec.coding.container import (
     Header,
     pack,
     peek,
+    read_metadata,
     section_sizes,
     unpack,
 )
@@ -363,3 +365,35 @@ def test_inflate_never_exceeds_the_size():
     with pytest.raises(CorruptStreamError):
         inflate(bomb, 10, section="icc")
     assert inflate(bomb, 1_000_000, section="icc") == bytes(1_000_000)
+
+
+# Metadata without the tiles
+
+
+def test_metadata_is_read_without_the_tiles():
+    container = full_container()
+    container.icc = np.random.default_rng(0).bytes(10_000)  # beyond the first read
+    data = pack(container)
+    header, metadata = read_metadata(io.BytesIO(data))
+    assert header == container.header
+    assert metadata == {"icc": container.icc, "exif": container.exif, "xmp": container.xmp}
+
+    start = len(data) - section_sizes(data)["tiles"]
+    assert read_metadata(io.BytesIO(data[: start + 4])) == (header, metadata)
+    for end in range(0, start + 1, 7):
+        with pytest.raises(CorruptStreamError):
+            read_metadata(io.BytesIO(data[:end]))
+    for position in range(4, start, 5):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises(CodecError):
+            read_metadata(io.BytesIO(damaged))
+
+
+def test_no_metadata_and_a_hostile_length():
+    plain = pack(Container(TINY, [b"stream"]))
+    assert read_metadata(io.BytesIO(plain))[1] == {"icc": None, "exif": None, "xmp": None}
+    header, _ = split(plain)
+    hostile = header + b"\x81\xff\xff\xff\xff\x0f" + b"abc"  # an ICC profile of 4 GiB
+    with pytest.raises(CorruptStreamError, match="truncated"):
+        read_metadata(io.BytesIO(hostile))
