@@ -444,22 +444,33 @@ def save_image(picture: Picture, path: str | os.PathLike, format: str | None = N
     return _write_atomically(path, lambda file: write_image(picture, file, chosen))
 
 
-def atomic_write(path: str | os.PathLike, data: bytes) -> None:
+def atomic_write(
+    path: str | os.PathLike, data: bytes, *, temporary_folder: str | os.PathLike | None = None
+) -> None:
     """Write a file whole or not at all: readers see the old content or the new one.
 
-    The data go to a temporary name in the same folder, to the disk, and then to their name. On any
-    failure, Ctrl-C included, the temporary file is removed and an old file stays as it was. What
-    cannot be replaced (a device, a pipe) is written to directly.
+    The data go to a temporary name, to the disk, and then to their name. On any failure, Ctrl-C
+    included, the temporary file is removed and an old file stays as it was. What cannot be replaced
+    (a device, a pipe) is written to directly.
+
+    Args:
+        path: where to.
+        data: the content.
+        temporary_folder: of the temporary name, on the same disk; by default the file's own.
 
     Raises:
         CodecError: the file cannot be written.
     """
-    _write_atomically(path, lambda file: file.write(data))
+    _write_atomically(path, lambda file: file.write(data), temporary_folder)
 
 
-def _write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> Any:
+def _write_atomically(
+    path: str | os.PathLike,
+    write: Callable[[BinaryIO], Any],
+    temporary_folder: str | os.PathLike | None = None,
+) -> Any:
     try:
-        with _replacing(os.path.realpath(path)) as file:
+        with _replacing(os.path.realpath(path), temporary_folder) as file:
             return write(file)
     except OSError as error:
         raise CodecError(f"{os.fspath(path)}: cannot be written: {_write_fault(error)}") from error
@@ -472,7 +483,7 @@ def _write_fault(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
+def _replacing(path: str, temporary_folder: str | os.PathLike | None) -> Iterator[BinaryIO]:
     """A file whose content takes the place of ``path`` when the block ends well."""
     old_mode = os.stat(path).st_mode if os.path.exists(path) else None
     if old_mode is not None and not stat.S_ISREG(old_mode):
@@ -484,7 +495,8 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             device.write(buffer.getbuffer())
         return
     # Not tempfile: its files are private, while 0o666 lets the kernel apply the user's umask.
-    temporary = os.path.join(os.path.dirname(path), f".pycodec-{secrets.token_hex(8)}.tmp")
+    folder = os.path.dirname(path) if temporary_folder is None else temporary_folder
+    temporary = os.path.join(folder, f".pycodec-{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "w+b") as file:
