@@ -26,7 +26,15 @@ from pycodec.models.zoo import (
 CODECS = (PhotoCodec, LosslessCodec)
 Model = str | Path | PhotoCodec | LosslessCodec
 
-__all__ = ["decode", "decode_picture", "encode", "encode_picture", "find_model", "load_model"]
+__all__ = [
+    "decode",
+    "decode_picture",
+    "encode",
+    "encode_picture",
+    "encoding_model",
+    "find_model",
+    "load_model",
+]
 
 
 @dataclass
@@ -134,7 +142,7 @@ def encode_picture(
             for 1024.
         code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
-    codec = _encoding_model(model, lossless, device)
+    codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
     tile_log2 = _tile_log2(tile)
     if lossless:
@@ -236,9 +244,14 @@ def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def _encoding_model(
+def encoding_model(
     model: Model | None, lossless: bool, device: str | None
 ) -> PhotoCodec | LosslessCodec:
+    """The model that :func:`encode` takes for these arguments.
+
+    Raises:
+        InputError: there is none, it is of the other kind, or the device cannot be used.
+    """
     if model is None:
         model = DEFAULT_LOSSLESS_MODEL if lossless else DEFAULT_MODEL
     codec = model if isinstance(model, CODECS) else load_model(model, device)

@@ -1,4 +1,4 @@
-"""The command line: encode, decode, info, eval, demo, train and train-lossless.
+"""The command line: encode, decode, info, eval, demo, batch, train and train-lossless.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -24,27 +24,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycodec import __version__
-from pycodec.coding.container import MAX_TILE_LOG2, MIN_TILE_LOG2, Codec, peek, section_sizes
+from pycodec.coding.container import (
+    MAX_TILE_LOG2,
+    MIN_TILE_LOG2,
+    SUFFIX,
+    Codec,
+    peek,
+    section_sizes,
+)
 from pycodec.errors import CodecError, InputError, UnsupportedError
+from pycodec.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from pycodec.evaluation.evaluate import Measurement
     from pycodec.images import Picture
 
-SUFFIX = ".lci"
 _PIPE = "-"
-_TRAINING = {
+_MODULES = {
+    "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
 }
-# fmt: off
-_PICTURE_SUFFIXES = frozenset((
-    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
-    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))
-# fmt: on
-# Pillow's limit for pictures, applied to files of our own too.
-_DEFAULT_MAX_PIXELS = 178_956_970
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,10 +98,10 @@ def _abandon_stdout() -> None:
 
 
 def _message(text: str) -> None:
-    print(f"pycodec: {_printable(text)}", file=sys.stderr)
+    print(f"pycodec: {printable(text)}", file=sys.stderr)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """One line that any terminal can show: file names may hold line breaks and stray bytes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -122,13 +122,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     _add_info(commands)
     _add_eval(commands)
     _add_demo(commands)
-    for name, (module, text) in _TRAINING.items():
-        train = commands.add_parser(name, help=text)
+    for name, (path, text) in _MODULES.items():
+        subparser = commands.add_parser(name, help=text)
         if command == name:
-            # Imported only for its own command: no other one needs, or waits for, training code.
-            training = importlib.import_module(module)
-            training.add_arguments(train)
-            train.set_defaults(run=training.run)
+            # Imported only for its own command: no other one needs, or waits for, this code.
+            module = importlib.import_module(path)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     return parser
 
 
@@ -143,7 +143,7 @@ def _add_encode(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT", help=f"{SUFFIX} file, folder or -")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
-        "-q", "--quality", type=_quality, default=50.0, metavar="Q", help="1 to 100 (default 50)"
+        "-q", "--quality", type=quality, default=50.0, metavar="Q", help="1 to 100 (default 50)"
     )
     rate.add_argument(
         "--target-bpp",
@@ -160,7 +160,7 @@ def _add_encode(commands: Any) -> None:
     rate.add_argument("--lossless", action="store_true", help="keep every pixel as it is")
     parser.add_argument("--model", metavar="NAME", help="name or path of the model")
     parser.add_argument(
-        "--tile", type=_tile_size, metavar="N", help="side of the tiles: a power of two from 64"
+        "--tile", type=tile_size, metavar="N", help="side of the tiles: a power of two from 64"
     )
     _add_run_options(parser)
     _add_output_options(parser)
@@ -210,11 +210,11 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("inputs", nargs="+", metavar="DIR", help="folder, glob or picture")
     parser.add_argument("--out", default="pycodec-eval", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--qualities", type=_quality_list, metavar="Q,Q,...", help="default: 1,10,20,...,100"
+        "--qualities", type=quality_list, metavar="Q,Q,...", help="default: 1,10,20,...,100"
     )
     parser.add_argument(
         "--anchors",
-        type=_name_list,
+        type=name_list,
         metavar="NAME,...",
         help=f"some of {','.join(ANCHOR_NAMES)}, or none (default: all that are installed)",
     )
@@ -223,7 +223,7 @@ def _add_eval(commands: Any) -> None:
         metavar="CSV",
         help="take the anchors from the measurements.csv of an earlier run on the same pictures",
     )
-    parser.add_argument("--pictures", type=_positive_int, metavar="N", help="only the first N")
+    parser.add_argument("--pictures", type=positive_int, metavar="N", help="only the first N")
     parser.add_argument(
         "--psnr-range",
         type=_positive_float,
@@ -246,7 +246,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--out", default="pycodec-demo", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--photograph", choices=DEMO_PICTURES, default=DEMO_PICTURES[0])
     parser.add_argument(
-        "-q", "--quality", type=_quality, default=30.0, metavar="Q", help="1 to 100 (default 30)"
+        "-q", "--quality", type=quality, default=30.0, metavar="Q", help="1 to 100 (default 30)"
     )
     parser.add_argument("--model", metavar="NAME", help="name or path of the model")
     _add_run_options(parser)
@@ -256,7 +256,7 @@ def _add_demo(commands: Any) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument(
-        "--threads", type=_positive_int, metavar="N", help="threads (default: all cores)"
+        "--threads", type=positive_int, metavar="N", help="threads (default: all cores)"
     )
 
 
@@ -264,8 +264,8 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--max-pixels",
-        type=_positive_int,
-        default=_DEFAULT_MAX_PIXELS,
+        type=positive_int,
+        default=DEFAULT_MAX_PIXELS,
         metavar="N",
         help="refuse larger pictures (default: %(default)s)",
     )
@@ -281,22 +281,22 @@ def _number(text: str, kind: type[int] | type[float]) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _quality(text: str) -> float:
+def quality(text: str) -> float:
     value = _number(text, float)
     if not 1 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not in 1 to 100")
     return round(value, 2)
 
 
-def _quality_list(text: str) -> tuple[float, ...]:
-    return tuple(sorted({_quality(part) for part in text.split(",")}))
+def quality_list(text: str) -> tuple[float, ...]:
+    return tuple(sorted({quality(part) for part in text.split(",")}))
 
 
-def _name_list(text: str) -> tuple[str, ...]:
+def name_list(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(dict.fromkeys(text.split(",")))
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive")
@@ -310,7 +310,7 @@ def _positive_float(text: str) -> float:
     return value
 
 
-def _tile_size(text: str) -> int:
+def tile_size(text: str) -> int:
     value = _number(text, int)
     if value not in {1 << log2 for log2 in range(MIN_TILE_LOG2, MAX_TILE_LOG2 + 1)}:
         raise argparse.ArgumentTypeError(
@@ -479,9 +479,9 @@ def _progress(disabled: bool) -> Any:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    if Path(args.output).suffix.lower() in _PICTURE_SUFFIXES:
+    if Path(args.output).suffix.lower() in PICTURE_SUFFIXES:
         raise InputError(f"{args.output}: encode writes {SUFFIX} files, this is a picture's name")
-    jobs = _plan(args, _PICTURE_SUFFIXES, SUFFIX)
+    jobs = _plan(args, PICTURE_SUFFIXES, SUFFIX)
     return _for_each(
         jobs,
         lambda job: _label(job.source, standard="<stdin>"),
@@ -599,7 +599,7 @@ def _report(args: argparse.Namespace, job: _Job, result: str, start: float, stat
     if args.verbose:
         split = (f"{name} {seconds * 1000:.1f} ms" for name, seconds in stats.seconds.items())
         line += f" ({', '.join(split)})"
-    print(_printable(line), file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 # info
@@ -617,7 +617,7 @@ def _info(args: argparse.Namespace) -> int:
         sections = facts.pop("sections")
         lines = [f"{key.replace('_', ' '):<13} {value}" for key, value in facts.items()]
         lines += [f"  {name:<11} {size} bytes" for name, size in sections.items()]
-        print("\n".join(map(_printable, lines)), end="\n\n" if len(sources) > 1 else "\n")
+        print("\n".join(map(printable, lines)), end="\n\n" if len(sources) > 1 else "\n")
 
     return _for_each(
         sources,
@@ -665,7 +665,7 @@ def _eval(args: argparse.Namespace) -> int:
     from pycodec.evaluation import anchors, evaluate, plots
     from pycodec.evaluation.extras import require
 
-    paths = [Path(path) for path in _expand(args.inputs, _PICTURE_SUFFIXES)][: args.pictures]
+    paths = [Path(path) for path in _expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
     if len({path.name for path in paths}) < len(paths):
         raise InputError("two pictures have the same name: the table could not tell them apart")
     low, high = args.psnr_range or evaluate.DEFAULT_PSNR_RANGE
@@ -715,7 +715,7 @@ def _eval(args: argparse.Namespace) -> int:
     plots.plot_rate_distortion(summary, out / "rate_distortion.png")
     print(evaluate.format_summary(summary))
     files = "measurements.csv, summary.json, rate_distortion.png"
-    print(f"\nwritten to {_printable(str(out))}: {files}")
+    print(f"\nwritten to {printable(str(out))}: {files}")
     return 0
 
 
@@ -753,5 +753,5 @@ def _demo(args: argparse.Namespace) -> int:
         f"JPEG     {result.jpeg_size:7d} bytes  {8 * result.jpeg_size / result.pixels:.3f} bpp  "
         f"{result.jpeg_psnr:.2f} dB  (quality {result.jpeg_quality})"
     )
-    print(_printable(f"written to {args.out}: {', '.join(file.name for file in result.files)}"))
+    print(printable(f"written to {args.out}: {', '.join(file.name for file in result.files)}"))
     return 0

@@ -23,6 +23,17 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageErro
 
 from pycodec.errors import CodecError, InputError
 
+# fmt: off
+PICTURE_SUFFIXES = frozenset((
+    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+"""Of files that are taken for pictures in folders, in lower case."""
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Pillow's limit for pictures, applied to files of our own too."""
+
 EXIF_PREFIX = b"Exif\0\0"
 # Pillow keeps 4 bytes a pixel, NumPy 3: copying in bands avoids a third whole copy between them.
 _BAND_ROWS = 256

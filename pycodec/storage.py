@@ -66,7 +66,7 @@ class LocalFolder:
         self._root = os.path.abspath(path)
 
     def full_path(self, path: str) -> str:
-        return os.path.join(self._root, *path.split("/"))
+        return os.path.join(self._root, path)
 
     def exists(self) -> bool:
         return os.path.isdir(self._root)

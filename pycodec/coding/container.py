@@ -21,6 +21,7 @@ from pycodec.errors import CodecError, CorruptStreamError, InputError, Unsupport
 # The first byte can start neither ASCII nor UTF-8 text, so the file is never taken for text.
 MAGIC = b"\x8cLCI"
 FORMAT_VERSION = 1
+SUFFIX = ".lci"
 
 MAX_SIDE = 1 << 24
 MAX_PIXELS = 1 << 30

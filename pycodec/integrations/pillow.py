@@ -19,12 +19,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from pycodec.coding.container import MAGIC, Header, read_metadata, unpack
+from pycodec.coding.container import MAGIC, SUFFIX, Header, read_metadata, unpack
 from pycodec.errors import CodecError, CorruptStreamError
 from pycodec.images import EXIF_PREFIX, from_any
 
 FORMAT = "LCI"
-SUFFIX = ".lci"
 MIME_TYPE = "image/x-lci"
 
 # Module globals, since Image.open takes no options (Pillow issue 569).
