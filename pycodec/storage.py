@@ -6,13 +6,14 @@ all. Folders can be sent to other processes and machines.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from pycodec.errors import CodecError, InputError
 from pycodec.images import atomic_write
@@ -58,6 +59,37 @@ def open_folder(url: str | os.PathLike) -> LocalFolder | UrlFolder:
     return UrlFolder(url) if "://" in url else LocalFolder(url)
 
 
+@contextlib.contextmanager
+def open_file(url: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file at a path or an fsspec URL, open for reading.
+
+    Raises:
+        InputError: it cannot be opened.
+        CodecError: see :func:`open_folder`.
+    """
+    url = os.fspath(url)
+    try:
+        if "://" in url:
+            file = _import_fsspec().open(url, "rb").open()
+        else:
+            file = open(url, "rb")  # noqa: SIM115 (closed below)
+    except ImportError as error:
+        raise CodecError(f"{url}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url}: cannot be read: {_reason(error)}") from error
+    with file:
+        yield file
+
+
+def read_file(url: str | os.PathLike) -> bytes:
+    """The content of a file at a path or an fsspec URL; raises as :func:`open_file`."""
+    with open_file(url) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise InputError(f"{os.fspath(url)}: cannot be read: {_reason(error)}") from error
+
+
 class LocalFolder:
     """A folder of this machine, or one that is mounted on it."""
 
@@ -67,6 +99,10 @@ class LocalFolder:
 
     def full_path(self, path: str) -> str:
         return os.path.join(self._root, path)
+
+    def location(self, path: str) -> str:
+        """What :func:`open_file` takes."""
+        return self.full_path(path)
 
     def exists(self) -> bool:
         return os.path.isdir(self._root)
@@ -171,6 +207,10 @@ class UrlFolder:
 
     def full_path(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+    def location(self, path: str) -> str:
+        """As :meth:`LocalFolder.location`."""
+        return f"{self.url.rstrip('/')}/{path}"
 
     def exists(self) -> bool:
         self._fs.invalidate_cache()

@@ -174,11 +174,9 @@ class _Watcher:
         if not self._worked or seconds <= 0:
             return ""
         rate = self._worked / seconds
-        left = round((self._total - self._finished) / rate)
+        left = timedelta(seconds=round((self._total - self._finished) / rate))
         failed = f", {len(self._report.failed)} failed" if self._report.failed else ""
-        return (
-            f"{rate:.1f} files/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left{failed}"
-        )
+        return f"{rate:.1f} files/s, {left} left{failed}"
 
     def _say(self, text: str) -> None:
         from pycodec.cli import printable

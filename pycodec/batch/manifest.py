@@ -108,6 +108,11 @@ class Manifest:
         if late or len(self._lines) >= _FLUSH_LINES:
             self._flush()
 
+    def forget(self, target: str) -> None:
+        """Note that nothing was written: what is there some day is not ours."""
+        if target not in self.records:
+            self.ours.discard(target)
+
     def _flush(self) -> None:
         self._flushed = time.monotonic()
         if self._lines:

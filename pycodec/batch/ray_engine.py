@@ -16,7 +16,7 @@ from pycodec.errors import CodecError
 # Ray plans and retries blocks. What a first round has not brought back, because blocks were given
 # up, is tried once more, file by file: so what kills a worker costs no file but itself.
 _FILES_PER_BLOCK = (8, 1)
-_RETRIES = 3
+_RETRIES = 1
 _MAX_BLOCKS = 100_000
 
 
@@ -86,6 +86,7 @@ def run_on_ray(
 def _run(
     ray: Any, job: Job, tasks: list[Task], workers: int | None, files_per_block: int
 ) -> Iterator[Outcome]:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
@@ -97,11 +98,13 @@ def _run(
     dataset = dataset.map(
         _RayWorker,
         fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        # One block at a time: whoever waits behind another would share its fate.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=job.threads,
         num_gpus=1 if (job.device or "").startswith("cuda") else None,
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
+        ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},  # without end by default
     )
     for row in dataset.iter_rows():
         result = pickle.loads(row["outcome"])

@@ -188,6 +188,7 @@ def _cores() -> int:
 def _note(outcome: Outcome, manifest: Manifest, report: Report) -> None:
     if outcome.record is None:
         report.failed[outcome.task.source] = outcome.error or "unknown"
+        manifest.forget(outcome.task.target)
         return
     manifest.add(outcome.record)
     report.skipped += outcome.skipped
