@@ -69,16 +69,14 @@ def open_file(url: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     url = os.fspath(url)
     try:
-        if "://" in url:
-            file = _import_fsspec().open(url, "rb").open()
-        else:
-            file = open(url, "rb")  # noqa: SIM115 (closed below)
+        opener = _import_fsspec().open if "://" in url else open
+        file = opener(url, "rb")  # closed below
     except ImportError as error:
         raise CodecError(f"{url}: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{url}: cannot be read: {_reason(error)}") from error
-    with file:
-        yield file
+    with file as opened:
+        yield opened
 
 
 def read_file(url: str | os.PathLike) -> bytes:

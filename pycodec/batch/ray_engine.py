@@ -13,33 +13,57 @@ from typing import Any
 from pycodec.batch.work import Job, Outcome, Task, Worker
 from pycodec.errors import CodecError
 
-# Ray plans and retries blocks. What a first round has not brought back, because blocks were given
-# up, is tried once more, file by file: so what kills a worker costs no file but itself.
-_FILES_PER_BLOCK = (8, 1)
-_RETRIES = 1
+_FILES_PER_BLOCK = 8
 _MAX_BLOCKS = 100_000
+_ATTEMPTS = 2
+"""At a file whose worker died; Ray itself would try without end."""
+
+
+class _Attempts:
+    """An actor that counts how often a file was begun and not ended."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def begin(self, index: int) -> int:
+        self._counts[index] = self._counts.get(index, 0) + 1
+        return self._counts[index]
+
+    def end(self, index: int) -> None:
+        self._counts.pop(index, None)
 
 
 class _RayWorker:
     """Rows of pickled tasks to rows of pickled outcomes: Arrow need not know what is in them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, attempts: Any) -> None:
+        self._attempts = attempts
         try:
             self._worker: Worker | CodecError = Worker(job)
-        except CodecError as error:  # an exception here would be retried without end
+        except CodecError as error:  # raised here, it would only start the worker again
             self._worker = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = self._worker
-        if isinstance(result, Worker):
-            result = result(pickle.loads(row["task"]))
-        return {"outcome": pickle.dumps(result)}
+        outcome = self._outcome(row["index"], row["task"])
+        return {"index": row["index"], "outcome": pickle.dumps(outcome)}
+
+    def _outcome(self, index: int, pickled: bytes) -> Outcome | CodecError | None:
+        """None: it has killed enough workers."""
+        import ray
+
+        if isinstance(self._worker, CodecError):
+            return self._worker
+        if ray.get(self._attempts.begin.remote(index)) > _ATTEMPTS:
+            return None
+        outcome = self._worker(pickle.loads(pickled))
+        self._attempts.end.remote(index)
+        return outcome
 
 
 def run_on_ray(
     job: Job, tasks: Sequence[Task], workers: int | None, address: str | None
 ) -> Iterator[Outcome]:
-    """Do all tasks, in any order.
+    """Do all tasks, in any order; a worker that dies takes no more than its own file with it.
 
     Args:
         job: the job.
@@ -49,7 +73,8 @@ def run_on_ray(
             connected already, that connection is used.
 
     Raises:
-        CodecError: Ray is not installed or there is no cluster, or no worker can do any of this.
+        CodecError: Ray is not installed, there is no cluster or it failed, or no worker can do any
+            of this, see :class:`~pycodec.batch.work.Worker`.
     """
     try:
         import ray
@@ -58,56 +83,51 @@ def run_on_ray(
         raise CodecError("the Ray engine needs Ray Data: pip install 'pycodec[ray]'") from error
     if not tasks:
         return
-    connected = not ray.is_initialized()
-    if connected:
+    connect = not ray.is_initialized()
+    if connect:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise CodecError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
+    left = dict(enumerate(tasks))
     try:
-        left = {task.source: task for task in tasks}
-        fault = "no answer"
-        for files_per_block in _FILES_PER_BLOCK:
-            if not left:
-                break
-            try:
-                for outcome in _run(ray, job, list(left.values()), workers, files_per_block):
-                    if left.pop(outcome.task.source, None):
-                        yield outcome
-            except ray.exceptions.RayError as error:
-                fault = str(error).strip().splitlines()[0]
-        for task in left.values():
-            yield Outcome(task, error=f"the workers that worked on it died ({fault})")
+        for row in _rows(ray, job, left, workers):
+            result = pickle.loads(row["outcome"])
+            if isinstance(result, CodecError):
+                raise result
+            task = left.pop(row["index"], None)
+            if task is not None:  # what is retried may come twice
+                yield result or Outcome(task, error=f"its worker died {_ATTEMPTS} times")
+    except ray.exceptions.RayError as error:
+        raise CodecError(f"the Ray cluster failed: {error}") from error
     finally:
-        if connected:
+        if connect:
             ray.shutdown()
+    for task in left.values():
+        yield Outcome(task, error="the Ray cluster lost it")
 
 
-def _run(
-    ray: Any, job: Job, tasks: list[Task], workers: int | None, files_per_block: int
-) -> Iterator[Outcome]:
+def _rows(
+    ray: Any, job: Job, tasks: dict[int, Task], workers: int | None
+) -> Iterator[dict[str, Any]]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    rows = [{"index": index, "task": pickle.dumps(task)} for index, task in tasks.items()]
     slots = int(ray.cluster_resources().get("CPU", 1)) // job.threads
     most = max(1, min(workers or slots, len(tasks)))
-    blocks = min(-(-len(tasks) // files_per_block), _MAX_BLOCKS)
-    dataset = ray.data.from_items(rows, override_num_blocks=max(blocks, min(most, len(tasks))))
+    blocks = min(-(-len(tasks) // _FILES_PER_BLOCK), _MAX_BLOCKS)
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(tasks), max(blocks, 2 * most)))
     dataset = dataset.map(
         _RayWorker,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, attempts),
         # One block at a time: whoever waits behind another would share its fate.
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
         ),
         num_cpus=job.threads,
         num_gpus=1 if (job.device or "").startswith("cuda") else None,
-        ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},  # without end by default
     )
-    for row in dataset.iter_rows():
-        result = pickle.loads(row["outcome"])
-        if isinstance(result, CodecError):
-            raise result
-        yield result
+    yield from dataset.iter_rows()

@@ -8,7 +8,7 @@
 
 A thread decodes a picture from start to end with nobody to wait for, so as many threads as cores
 are as fast as the codec gets; all that takes time runs outside of Python's lock. Nothing is ever
-reordered.
+reordered, and a picture's pixels do not depend on how many threads or others there are.
 """
 
 from __future__ import annotations
@@ -99,7 +99,6 @@ class BatchDecoder:
         items = iter(items)
         first = list(islice(items, 2))
         if workers == 1 or len(first) < 2:
-            # Alone, a picture gets all of torch's threads.
             yield from map(function, first)
             yield from map(function, items)
             return
@@ -127,7 +126,12 @@ class BatchDecoder:
             header = peek(data)
             if self._max_pixels is not None and header.width * header.height > self._max_pixels:
                 raise InputError(f"{header.width}x{header.height} pixels are more than max_pixels")
-            picture, _ = api.decode_picture(data, model=self._model, device=self._device)
+            # Float arithmetic may round otherwise on more threads than one. Where there is but one,
+            # as in the pool, it is left alone: to set it is to set it for threads to come.
+            threads = None if torch.get_num_threads() == 1 else 1
+            picture, _ = api.decode_picture(
+                data, model=self._model, device=self._device, threads=threads
+            )
         except CodecError as error:
             error.args = (f"{name}: {error.args[0]}",)
             raise
@@ -176,6 +180,7 @@ def _start_threads(workers: int) -> ThreadPoolExecutor:
     barrier = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # a thread's first look takes over what was set for all
         torch.set_num_threads(1)
         barrier.wait()
 
@@ -232,7 +237,8 @@ class LciShards(IterableDataset):
     share their name up to the first dot.
 
     A sample is a dictionary: ``__key__`` is the common name, ``__url__`` the shard, the other keys
-    are what follows the dot. Values whose key is ``lci`` or ends with ``.lci`` are decoded, others are bytes.
+    are what follows the dot. Values whose key is ``lci`` or ends with ``.lci`` are decoded, others
+    are bytes.
 
     Shards are divided among processes of a distributed run and workers of a ``DataLoader``, so
     there should be at least as many, and they come in the order that is given.
@@ -310,17 +316,31 @@ def _read_samples(shard: str) -> Iterator[dict[str, Any]]:
                 sample = {}
             sample.setdefault("__url__", shard)
             sample.setdefault("__key__", common)
+            key = key.lower()
             if key in sample:
                 raise CodecError(f"{shard}: {path} is there twice")
-            sample[key.lower()] = data
+            sample[key] = data
     if sample:
         yield sample
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Raises where tarfile would take damage for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"it does not end as a tar file does ({error})") from error
 
 
 @contextmanager
 def _open_tar(file: BinaryIO, shard: str) -> Iterator[tarfile.TarFile]:
     try:
-        archive = tarfile.open(fileobj=file, mode="r|*")  # noqa: SIM115 (closed below)
+        archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_TarInfo)  # noqa: SIM115 (closed below)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CodecError(f"{shard}: not a tar file: {error}") from error
     with archive:
