@@ -68,15 +68,16 @@ def open_file(url: str | os.PathLike) -> Iterator[BinaryIO]:
         CodecError: see :func:`open_folder`.
     """
     url = os.fspath(url)
+    opener = _import_fsspec().open if "://" in url else open
+    stack = contextlib.ExitStack()
     try:
-        opener = _import_fsspec().open if "://" in url else open
-        file = opener(url, "rb")  # closed below
+        file = stack.enter_context(opener(url, "rb"))
     except ImportError as error:
         raise CodecError(f"{url}: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{url}: cannot be read: {_reason(error)}") from error
-    with file as opened:
-        yield opened
+    with stack:
+        yield file
 
 
 def read_file(url: str | os.PathLike) -> bytes:
@@ -254,6 +255,8 @@ class UrlFolder:
             temporary = self.full_path(f"{TEMPORARY}/{secrets.token_hex(8)}")
             try:
                 self._fs.pipe_file(temporary, data)
+                if self._fs.isdir(target):  # it would be moved into the folder
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
                 self._fs.mv(temporary, target)
             except BaseException:
                 self._fs.invalidate_cache()
