@@ -8,7 +8,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +87,7 @@ def run_batch(
         raise InputError(
             f"{job.destination} is inside of {job.source}: the next run would measure its plots"
         )
+    job = _absolute(job)
     options = job.options(_fingerprint(job))
     report = Report()
     with Manifest(destination) as manifest:
@@ -109,6 +110,20 @@ def run_batch(
 
 def _is_inside(inner: Folder, outer: Folder) -> bool:
     return f"{inner.full_path('')}/".startswith(outer.full_path("").rstrip("/") + "/")
+
+
+def _absolute(job: Job) -> Job:
+    """The job without relative paths: workers may have another current folder."""
+    from pycodec.models.zoo import model_names
+
+    model = job.model
+    if model is not None and model not in model_names():
+        model = os.path.abspath(model)
+    folders = {
+        name: url if "://" in url else os.path.abspath(url)
+        for name, url in (("source", job.source), ("destination", job.destination))
+    }
+    return replace(job, model=model, **folders)
 
 
 def _fingerprint(job: Job) -> str | None:

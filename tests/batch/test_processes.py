@@ -4,91 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from pycodec import CodecError
 from pycodec.batch import Job, run_batch
 from pycodec.batch.processes import run_on_processes
-from pycodec.batch.work import Task, Worker
-from pycodec.storage import TEMPORARY, LocalFolder, open_folder
+from pycodec.storage import TEMPORARY, LocalFolder
+
+from .album import PICTURES, Poison, results, start, tasks, wait_for_a_file
 
 
-class Poison(Task):
-    """Kills the process that receives it."""
-
-    def __reduce__(self):
-        return eval, ("__import__('os').kill(__import__('os').getpid(), 9)",)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory, photograph) -> Path:
-    top = tmp_path_factory.mktemp("source")
-    for i in range(12):
-        path = top / ("nested" if i % 3 else ".") / f"{i:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(photograph[5 * i : 5 * i + 200, 30 * (i % 4) :][:, :300]).save(path)
-    return top
-
-
-@pytest.fixture(scope="module")
-def expected(source) -> dict[str, bytes]:
-    """What one process makes, without any machinery."""
-    worker = Worker(Job("encode", str(source), "memory://expected"))
-    folder = open_folder("memory://expected")
-    for task in tasks(source):
-        assert worker(task).error is None
-    return results(folder)
-
-
-def tasks(source: Path) -> list[Task]:
-    return [
-        Task(info.path, info.path[:-4] + ".lci", info.size, info.version, "")
-        for info in LocalFolder(str(source)).list()
-    ]
-
-
-def results(folder) -> dict[str, bytes]:
-    return {info.path: folder.read(info.path) for info in folder.list()}
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    """The command line in a session of its own, as in a terminal of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pycodec", "batch", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_a_file(folder: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not any(folder.rglob("*.lci")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_same_result(source, expected, tmp_path):
+def test_same_result(album, encoded_album, tmp_path):
     pytest.importorskip("fsspec")
-    report = run_batch(Job("encode", str(source), f"file://{tmp_path}/out"), workers=2)
-    assert (report.done, report.failed) == (12, {})
-    assert results(LocalFolder(str(tmp_path / "out"))) == expected
-    report = run_batch(Job("encode", str(source), f"file://{tmp_path}/out"), workers=1)
-    assert (report.done, report.skipped) == (0, 12)
-    run_batch(Job("encode", str(source), str(tmp_path / "two"), threads=2), workers=1)
-    assert results(LocalFolder(str(tmp_path / "two"))) == expected
+    report = run_batch(Job("encode", str(album), f"file://{tmp_path}/out"), workers=2)
+    assert (report.done, report.failed) == (PICTURES, {})
+    assert results(LocalFolder(str(tmp_path / "out"))) == encoded_album
+    report = run_batch(Job("encode", str(album), f"file://{tmp_path}/out"), workers=1)
+    assert (report.done, report.skipped) == (0, PICTURES)
+    run_batch(Job("encode", str(album), str(tmp_path / "two"), threads=2), workers=1)
+    assert results(LocalFolder(str(tmp_path / "two"))) == encoded_album
 
 
-def test_who_kills_its_process_fails_alone(source, expected, tmp_path):
-    job = Job("encode", str(source), str(tmp_path / "out"))
-    todo = tasks(source)
+def test_who_kills_its_process_fails_alone(album, encoded_album, tmp_path):
+    job = Job("encode", str(album), str(tmp_path / "out"))
+    todo = tasks(album)
     todo.insert(3, Poison("poison.png", "poison.lci", 0, "", ""))
     outcomes = list(run_on_processes(job, todo, 2))
     assert {o.task.source for o in outcomes} == {task.source for task in todo}
@@ -96,18 +36,18 @@ def test_who_kills_its_process_fails_alone(source, expected, tmp_path):
     failed = [o for o in outcomes if o.record is None]
     assert [o.task.source for o in failed] == ["poison.png"]
     assert "died 2 times (SIGKILL" in failed[0].error
-    assert results(LocalFolder(str(tmp_path / "out"))) == expected
+    assert results(LocalFolder(str(tmp_path / "out"))) == encoded_album
 
 
-def test_no_worker_can_start(source, tmp_path):
-    job = Job("encode", str(source), str(tmp_path / "out"), model="missing")
+def test_no_worker_can_start(album, tmp_path):
+    job = Job("encode", str(album), str(tmp_path / "out"), model="missing")
     with pytest.raises(CodecError, match="no model"):
-        list(run_on_processes(job, tasks(source), 1))
+        list(run_on_processes(job, tasks(album), 1))
 
 
-def test_ctrl_c_and_on(source, expected, tmp_path):
+def test_ctrl_c_and_on(album, encoded_album, tmp_path):
     out = tmp_path / "out"
-    process = start("encode", source, out, "--workers", 2)
+    process = start("encode", album, out, "--workers", 2)
     wait_for_a_file(out, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, said = process.communicate(timeout=120)
@@ -116,27 +56,27 @@ def test_ctrl_c_and_on(source, expected, tmp_path):
     folder = LocalFolder(str(out))
     assert folder.names(TEMPORARY) == []
     done = results(folder)
-    assert 0 < len(done) < 12
-    assert done.items() <= expected.items()  # none is half-written
+    assert 0 < len(done) < PICTURES
+    assert done.items() <= encoded_album.items()  # none is half-written
 
-    process = start("encode", source, out, "--workers", 2, "--quiet")
+    process = start("encode", album, out, "--workers", 2, "--quiet")
     _, said = process.communicate(timeout=240)
     assert (process.returncode, said) == (0, "")
-    assert results(folder) == expected
+    assert results(folder) == encoded_album
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_and_on(source, expected, tmp_path, number):
+def test_killed_and_on(album, encoded_album, tmp_path, number):
     """Even kill -9 of the first process, which cannot say good-bye to the others."""
     out = tmp_path / "out"
-    process = start("encode", source, out, "--workers", 1)
+    process = start("encode", album, out, "--workers", 1)
     wait_for_a_file(out, process)
     process.send_signal(number)
     process.communicate(timeout=120)  # the pipe closes when the last of them has gone
     folder = LocalFolder(str(out))
     done = results(folder)
-    assert 0 < len(done) < 12 and done.items() <= expected.items()
-    report = run_batch(Job("encode", str(source), str(out)), workers=1)
-    assert report.failed == {} and report.done + report.skipped == 12
-    assert results(folder) == expected
+    assert 0 < len(done) < PICTURES and done.items() <= encoded_album.items()
+    report = run_batch(Job("encode", str(album), str(out)), workers=1)
+    assert report.failed == {} and report.done + report.skipped == PICTURES
+    assert results(folder) == encoded_album
     assert folder.names(TEMPORARY) == []
