@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,15 @@ def pictures(count: int) -> list[np.ndarray]:
     ]
 
 
-def rate(decode: Callable[[], object], count: int, rounds: int) -> float:
-    """Pictures a second, after one warm-up."""
+def report(name: str, decode: Callable[[], object], count: int, rounds: int) -> None:
+    """Print pictures a second, after one warm-up."""
     decode()
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         decode()
         times.append(time.perf_counter() - start)
-    return count / statistics.median(times)
+    print(f"{name:<40} {count / statistics.median(times):6.1f} pictures/s", flush=True)
 
 
 def main() -> None:
@@ -52,16 +53,11 @@ def main() -> None:
     arguments = parser.parse_args()
     threads, count = torch.get_num_threads(), arguments.pictures
     files = pycodec.encode(pictures(count), 50)
-    found = {
-        f"pycodec.decode, {threads} threads a picture": rate(
-            lambda: pycodec.decode(files), count, arguments.rounds
-        )
-    }
+    size = (count, arguments.rounds)
+    report(f"pycodec.decode, {threads} threads a picture", lambda: pycodec.decode(files), *size)
     for workers in sorted({1, threads}):
         with BatchDecoder(workers=workers) as decoder:
-            found[f"BatchDecoder, {workers} threads"] = rate(
-                lambda decoder=decoder: decoder(files), count, arguments.rounds
-            )
+            report(f"BatchDecoder, {workers} threads", partial(decoder, files), *size)
     with tempfile.TemporaryDirectory() as folder:
         for i, file in enumerate(files):
             Path(folder, f"{i:04}.lci").write_bytes(file)
@@ -73,11 +69,7 @@ def main() -> None:
                 num_workers=workers,
                 persistent_workers=workers > 0,
             )
-            found[f"DataLoader, {workers} worker processes"] = rate(
-                lambda loader=loader: list(loader), count, arguments.rounds
-            )
-    for name, value in found.items():
-        print(f"{name:<40} {value:6.1f} pictures/s")
+            report(f"DataLoader, {workers} worker processes", partial(list, loader), *size)
 
 
 if __name__ == "__main__":

@@ -346,7 +346,7 @@ def test_there_and_back(image):
 
 
 def test_threads(image):
-    data = [saved(image.rotate(90 * i), quality=40 + i, threads=1) for i in range(4)]
+    data = [saved(image.rotate(90 * i), quality=40 + i) for i in range(4)]
     expected = [np.asarray(opened(d)) for d in data]
     with ThreadPoolExecutor(4) as pool:
         decoded = list(pool.map(lambda d: np.asarray(opened(d)), data * 4))
