@@ -192,7 +192,7 @@ class _Watcher:
             self._bar.stop()
             self._bar = None
         report = self._report
-        if report is None or not report.files:
+        if report is None or (complete and not report.files):
             return
         for source, error in sorted(report.failed.items()):
             self._say(f"pycodec: {source}: {error}")

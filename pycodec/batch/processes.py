@@ -45,7 +45,7 @@ def run_on_processes(job: Job, tasks: Sequence[Task], processes: int) -> Iterato
                 worker = next(worker for worker in running if worker.pipe is pipe)
                 try:
                     message = pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # it died, perhaps within a message
                     running.remove(worker)
                     worker.process.join()
                     pipe.close()

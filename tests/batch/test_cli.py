@@ -103,6 +103,8 @@ def test_interrupted(call):
     code, said, _ = call("encode", "a", "b", results=[outcome("x"), KeyboardInterrupt()])
     assert code == 130
     assert "1 done" in said and "goes on from here" in said
+    code, said, _ = call("encode", "a", "b", results=[KeyboardInterrupt()])
+    assert code == 130 and "goes on from here" in said
 
 
 def test_lines_of_progress(call, monkeypatch):
