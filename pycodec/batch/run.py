@@ -98,11 +98,11 @@ def run_batch(
         # Closed, workers and all, before the manifest is, whatever happens here.
         with closing(_engine(engine, job, tasks, workers, address)) as outcomes:
             for outcome in outcomes:
+                if outcome.fatal:
+                    raise CodecError(f"{outcome.task.source}: {outcome.error}")
                 _note(outcome, manifest, report)
                 if watcher is not None:
                     watcher.finished(outcome)
-                if outcome.fatal:
-                    raise CodecError(f"{outcome.task.source}: {outcome.error}")
         if job.command == "eval":
             _summarize(destination, [task for task in tasks if task.source not in report.failed])
     return report
