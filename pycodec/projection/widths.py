@@ -61,7 +61,9 @@ class TileWidths:
         """
         _check_tiles(tiles)
         latitudes = [(t + 0.5 - tiles / 2) * math.pi / tiles for t in range(tiles)]
-        return cls(tuple(math.ceil(FULL * math.cos(latitude)) for latitude in latitudes))
+        # Where 64 cos is an integer, as at 60 degrees, rounding must not add a pixel.
+        exact = [FULL * math.cos(latitude) for latitude in latitudes]
+        return cls(tuple(math.ceil(width - 1e-9) for width in exact))
 
     @classmethod
     def optimized(cls, tiles: int = 32) -> TileWidths:
