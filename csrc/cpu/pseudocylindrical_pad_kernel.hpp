@@ -1,0 +1,36 @@
+// The parts of the padding that depend on the SIMD level.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pycodec {
+
+constexpr int kPadBlock = 16;
+constexpr int kPadSpan = 32;
+
+// How a row of float32 is read from a row of another tile: out[i] = (1 - weight[i]) * in[left[i]] +
+// weight[i] * in[right[i]]. The arrays go on to a multiple of kPadBlock columns, with zeros.
+//
+// base[b] says where block b may read kPadSpan values at once: there lie all of its columns, and
+// right is left + 1 for each. Or it is -1.
+struct PadInterpolation {
+  std::int64_t columns;
+  const std::int32_t* left;
+  const std::int32_t* right;
+  const float* weight;
+  const std::int32_t* base;
+};
+
+struct PadKernel {
+  const char* name;
+  void (*interpolate)(const PadInterpolation& row, const float* in, float* out);
+  // Copies whole cache lines, from and to their starts, past the cache.
+  void (*stream)(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes);
+};
+
+extern const PadKernel kPadKernelScalar;
+extern const PadKernel kPadKernelAvx2;
+extern const PadKernel kPadKernelAvx512Vnni;
+
+}  // namespace pycodec
