@@ -161,14 +161,17 @@ def _reference(x: Tensor, widths: Sequence[int], pad: Sequence[int], channels_la
     """The definition."""
     if not channels_last:
         return _reference(x.permute(0, 2, 3, 1), widths, pad, True).permute(0, 3, 1, 2).contiguous()
-    _, height, width, channels = x.shape
+    batch, height, width, channels = x.shape
+    tiles = len(widths)
     table = _Weights(widths, height, width, pad).to(x)
-    pixels = x.reshape(-1, len(widths) * height * width, channels)
+    pixels = x.reshape(batch // tiles, tiles * height * width, channels)
     if x.dtype in INTEGERS:
         value = pixels[:, table.nearest]
     else:
         pixels = pixels.to(accumulator(x.dtype))
-        value = (1 - table.weight) * pixels[:, table.left] + table.weight * pixels[:, table.right]
+        left, right = pixels[:, table.left], pixels[:, table.right]
+        between = (1 - table.weight) * left + table.weight * right
+        value = torch.where(table.weight == 0, left, between)
     value = torch.where(table.inside, value, value.new_zeros(())).to(x.dtype)
     return value.reshape(padded_shape(x, pad, True))
 
@@ -180,11 +183,12 @@ def _reference_adjoint(
         y = y.permute(0, 2, 3, 1)
         return _reference_adjoint(y, widths, pad, True).permute(0, 3, 1, 2).contiguous()
     shape = unpadded(y, pad, True).shape
-    _, height, width, channels = shape
+    batch, height, width, channels = shape
+    tiles = len(widths)
     table = _Weights(widths, height, width, pad).to(y)
-    pixels = y.reshape(-1, len(table.weight), channels).to(accumulator(y.dtype))
+    pixels = y.reshape(batch // tiles, len(table.weight), channels).to(accumulator(y.dtype))
     pixels = torch.where(table.inside, pixels, pixels.new_zeros(()))
-    result = pixels.new_zeros(pixels.shape[0], len(widths) * height * width, channels)
+    result = pixels.new_zeros(batch // tiles, tiles * height * width, channels)
     result.index_add_(1, table.left, (1 - table.weight) * pixels)
     result.index_add_(1, table.right, table.weight * pixels)
     return result.to(y.dtype).reshape(shape)
