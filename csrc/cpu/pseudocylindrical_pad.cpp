@@ -5,6 +5,7 @@
 #include <map>
 #include <stdexcept>
 #include <tuple>
+#include <type_traits>
 
 #include "cpu/aligned_buffer.hpp"
 #include "cpu/parallel.hpp"
@@ -19,7 +20,7 @@ constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudoc
 constexpr std::int64_t kTaskBytes = 256 * 1024;
 // Outputs larger than this will not be in the cache when they are read again, so they are written
 // past it: lines need not be read before they are written.
-constexpr std::int64_t kStreamBytes = 8 * 1024 * 1024;
+constexpr std::int64_t kStreamBytes = 24 * 1024 * 1024;
 
 const PadKernel& kernel_for(SimdLevel level) {
   switch (level) {
@@ -47,23 +48,25 @@ void check(const PadShape& s, const std::vector<std::int64_t>& widths) {
   }
 }
 
-// How the columns of a padded row, -pad_columns on, are read from a row of a tile.
+// How some columns of a padded row are read from a row of a tile.
 struct RowMap {
   std::int64_t source, target;  // widths
-  bool copied;                  // columns `first`, first + 1 ... around the source, as they are
+  std::int64_t columns;
+  bool copied;  // columns `first`, first + 1 ... around the source, as they are
   std::int64_t first = 0;
   // Otherwise, for each column: see PadInterpolation, whose arrays these are. The nearest column is
   // the left one of integers.
-  std::vector<std::int32_t> left, right, base;
+  std::vector<std::int32_t> left, right, base, exceptions;
   std::vector<float> weight;
   std::vector<double> weight64;
 
-  RowMap(const PadShape& s, std::int64_t source_, std::int64_t target_, bool turned)
-      : source(source_), target(target_) {
-    const std::int64_t columns = target + 2 * s.pad_columns;
+  // Columns -padding ... target + padding - 1.
+  RowMap(const PadShape& s, std::int64_t padding, std::int64_t source_, std::int64_t target_,
+         bool turned)
+      : source(source_), target(target_), columns(target + 2 * padding) {
     copied = source == target && (!turned || source % 2 == 0);
     if (copied) {
-      first = sphere::source_columns(-s.pad_columns, source, target, turned).left;
+      first = sphere::source_columns(-padding, source, target, turned).left;
       return;
     }
     const auto size = static_cast<std::size_t>((columns + kPadBlock - 1) / kPadBlock * kPadBlock);
@@ -72,30 +75,44 @@ struct RowMap {
     weight.resize(size);
     weight64.resize(size);
     for (std::int64_t i = 0; i < columns; ++i) {
-      const std::int64_t w = i - s.pad_columns;
-      const sphere::SourceColumns read = sphere::source_columns(w, source, target, turned);
+      const sphere::SourceColumns read =
+          sphere::source_columns(i - padding, source, target, turned);
       left[i] = static_cast<std::int32_t>(
-          is_float(s.type) ? read.left : sphere::nearest_column(w, source, target, turned));
+          is_float(s.type) ? read.left
+                           : sphere::nearest_column(i - padding, source, target, turned));
       right[i] = static_cast<std::int32_t>(read.right);
       weight64[i] = static_cast<double>(read.rest) / static_cast<double>(2 * target);
       weight[i] = static_cast<float>(weight64[i]);
     }
-    for (std::size_t block = 0; block < size; block += kPadBlock) base.push_back(base_of(s, block));
+    for (std::int64_t i = 0; i < columns; i += kPadBlock) add_block(s, i);
   }
 
-  PadInterpolation interpolation(std::int64_t columns) const {
-    return {columns, left.data(), right.data(), weight.data(), base.data()};
+  PadInterpolation interpolation(std::int64_t width) const {
+    return {columns,           width,
+            left.data(),       right.data(),
+            weight.data(),     base.data(),
+            exceptions.data(), static_cast<std::int64_t>(exceptions.size())};
   }
 
  private:
-  std::int32_t base_of(const PadShape& s, std::size_t block) const {
-    const std::int32_t start = std::min(left[block], static_cast<std::int32_t>(s.width) - kPadSpan);
-    if (start < 0) return -1;
-    for (std::size_t i = block; i < block + kPadBlock; ++i) {
-      const bool inside = left[i] >= start && left[i] + 1 < start + kPadSpan;
-      if (!inside || right[i] != left[i] + 1) return -1;
+  void add_block(const PadShape& s, std::int64_t block) {
+    const std::int64_t end = std::min(block + kPadBlock, columns);
+    std::int64_t start = s.width;
+    for (std::int64_t i = block; i < end; ++i) {
+      if (right[i] == left[i] + 1) start = std::min<std::int64_t>(start, left[i]);
     }
-    return start;
+    start = std::max<std::int64_t>(std::min(start, s.width - kPadSpan), 0);
+    std::vector<std::int32_t> around;
+    bool fits = true;
+    for (std::int64_t i = block; i < end; ++i) {
+      if (right[i] != left[i] + 1) {
+        around.push_back(static_cast<std::int32_t>(i));
+      } else if (right[i] >= start + kPadSpan) {
+        fits = false;
+      }
+    }
+    base.push_back(fits ? static_cast<std::int32_t>(start) : -1);
+    if (fits) exceptions.insert(exceptions.end(), around.begin(), around.end());
   }
 };
 
@@ -109,7 +126,8 @@ struct Plan {
   std::vector<Row> rows;  // [tiles][height + 2 pad_rows]
   std::map<std::tuple<std::int64_t, std::int64_t, bool>, RowMap> maps;
 
-  Plan(const PadShape& s, const std::vector<std::int64_t>& widths) {
+  // The maps are of columns -padding on.
+  Plan(const PadShape& s, const std::vector<std::int64_t>& widths, std::int64_t padding) {
     const auto tiles = static_cast<std::int64_t>(widths.size());
     for (std::int64_t t = 0; t < tiles; ++t) {
       for (std::int64_t r = 0; r < s.height + 2 * s.pad_rows; ++r) {
@@ -118,7 +136,8 @@ struct Plan {
         const auto key = std::make_tuple(widths[tile], widths[t], read.turned);
         auto found = maps.find(key);
         if (found == maps.end()) {
-          found = maps.emplace(key, RowMap(s, widths[tile], widths[t], read.turned)).first;
+          const RowMap map(s, padding, widths[tile], widths[t], read.turned);
+          found = maps.emplace(key, map).first;
         }
         rows.push_back({tile, read.row % s.height, &found->second});
       }
@@ -137,7 +156,7 @@ class Writer {
       : to_(to),
         streams_(streams),
         kernel_(kernel),
-        buffer_(streams ? kFlushBytes + most + 64 : 1) {
+        buffer_(streams ? kFlushBytes + std::max(kFlushBytes, most) + 64 : 1) {
     if (streams) {
       begin_ = fill_ = reinterpret_cast<std::uintptr_t>(to) % 64;
       to_ -= begin_;
@@ -205,12 +224,9 @@ class Writer {
 // A pixel is an element, or all channels where they are last; what is around it is a plane.
 struct Layout {
   std::int64_t planes, elements;  // planes of a tile, elements of a pixel
-  std::int64_t pixel_bytes;
 
   explicit Layout(const PadShape& s)
-      : planes(s.channels_last ? 1 : s.channels),
-        elements(s.channels_last ? s.channels : 1),
-        pixel_bytes(elements * element_bytes(s.type)) {}
+      : planes(s.channels_last ? 1 : s.channels), elements(s.channels_last ? s.channels : 1) {}
 };
 
 template <class Element>
@@ -229,48 +245,109 @@ Accumulator<Element> weight_of(const RowMap& map, std::int64_t column) {
   return map.weight[column];
 }
 
+// The columns of a map, one after the other.
 template <class Element>
-void interpolate_row(const RowMap& map, const Element* in, std::int64_t columns,
-                     std::int64_t elements, const PadKernel& kernel, Writer& writer) {
-  if (elements == 1) {
-    auto* out = reinterpret_cast<Element*>(writer.next());
-    if constexpr (std::is_same_v<Element, float>) {
-      kernel.interpolate(map.interpolation(columns), in, out);
-    } else {
-      for (std::int64_t i = 0; i < columns; ++i) {
-        interpolate_pixel(in + map.left[i], in + map.right[i], weight_of<Element>(map, i), 1,
-                          out + i);
+void fill_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
+              Element* out) {
+  if (map.copied) {
+    const std::int64_t count = map.source - map.first;
+    std::memcpy(out, in + map.first, static_cast<std::size_t>(count) * sizeof(Element));
+    std::memcpy(out + count, in, static_cast<std::size_t>(map.first) * sizeof(Element));
+  } else if constexpr (std::is_same_v<Element, std::uint8_t>) {
+    for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
+  } else if constexpr (std::is_same_v<Element, float>) {
+    kernel.interpolate(map.interpolation(s.width), in, out);
+  } else {
+    for (std::int64_t i = 0; i < map.columns; ++i) {
+      const Element *left = in + map.left[i], *right = in + map.right[i];
+      interpolate_pixel(left, right, weight_of<Element>(map, i), 1, out + i);
+    }
+  }
+}
+
+// A padded row of single elements. It repeats itself after `target` columns.
+template <class Element>
+void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
+             Writer& writer) {
+  const std::int64_t padding = s.pad_columns, target = map.target;
+  auto* const row = reinterpret_cast<Element*>(writer.next()) + padding;
+  fill_row(map, s, kernel, in, row);
+  for (std::int64_t i = 0; i < padding; ++i) row[-1 - i] = row[target - 1 - i];
+  for (std::int64_t i = 0; i < padding; ++i) row[target + i] = row[i];
+  std::fill(row + target + padding, row + s.width + padding, Element{});
+  writer.commit((s.width + 2 * padding) * static_cast<std::int64_t>(sizeof(Element)));
+}
+
+// A padded row of pixels with their channels.
+template <class Element>
+void pad_pixels(const RowMap& map, const PadShape& s, const Element* in, Writer& writer) {
+  const std::int64_t channels = s.channels;
+  const auto pixel_bytes = channels * static_cast<std::int64_t>(sizeof(Element));
+  const auto* const bytes = reinterpret_cast<const std::uint8_t*>(in);
+  if (map.copied) {
+    std::int64_t left = map.columns;
+    for (std::int64_t column = map.first; left > 0; column = 0) {
+      const std::int64_t count = std::min(left, map.source - column);
+      writer.copy(bytes + column * pixel_bytes, count * pixel_bytes);
+      left -= count;
+    }
+  } else {
+    for (std::int64_t i = 0; i < map.columns; ++i) {
+      if constexpr (std::is_same_v<Element, std::uint8_t>) {
+        writer.copy(bytes + map.left[i] * pixel_bytes, pixel_bytes);
+      } else {
+        interpolate_pixel(in + map.left[i] * channels, in + map.right[i] * channels,
+                          weight_of<Element>(map, i), channels,
+                          reinterpret_cast<Element*>(writer.next()));
+        writer.commit(pixel_bytes);
       }
     }
-    writer.commit(columns * static_cast<std::int64_t>(sizeof(Element)));
-    return;
   }
-  for (std::int64_t i = 0; i < columns; ++i) {
-    interpolate_pixel(in + map.left[i] * elements, in + map.right[i] * elements,
-                      weight_of<Element>(map, i), elements,
-                      reinterpret_cast<Element*>(writer.next()));
-    writer.commit(elements * static_cast<std::int64_t>(sizeof(Element)));
-  }
+  writer.zeros((s.width - map.target) * pixel_bytes);
 }
 
-void copy_nearest(const RowMap& map, const std::uint8_t* in, std::int64_t columns,
-                  std::int64_t bytes, Writer& writer) {
-  if (bytes == 1) {
-    std::uint8_t* out = writer.next();
-    for (std::int64_t i = 0; i < columns; ++i) out[i] = in[map.left[i]];
-    writer.commit(columns);
-    return;
-  }
-  for (std::int64_t i = 0; i < columns; ++i) writer.copy(in + map.left[i] * bytes, bytes);
-}
-
-void copy_around(const RowMap& map, const std::uint8_t* in, std::int64_t columns,
-                 std::int64_t bytes, Writer& writer) {
-  for (std::int64_t column = map.first; columns > 0; column = 0) {
-    const std::int64_t count = std::min(columns, map.source - column);
-    writer.copy(in + column * bytes, count * bytes);
-    columns -= count;
-  }
+template <class Element>
+void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Element* x, Element* y,
+         int threads) {
+  const Layout layout(s);
+  const Plan plan(s, widths, s.channels_last ? s.pad_columns : 0);
+  const PadKernel& kernel = kernel_for(simd_level());
+  const auto tiles = static_cast<std::int64_t>(widths.size());
+  const std::int64_t padded_rows = s.height + 2 * s.pad_rows;
+  const std::int64_t row_elements = (s.width + 2 * s.pad_columns) * layout.elements;
+  const std::int64_t row_bytes = row_elements * static_cast<std::int64_t>(sizeof(Element));
+  const std::int64_t tile_elements = layout.planes * s.height * s.width * layout.elements;
+  const std::int64_t rows = s.batch * layout.planes * padded_rows;
+  const bool streams = rows * row_bytes >= kStreamBytes;
+  const std::int64_t most =
+      s.channels_last ? s.channels * static_cast<std::int64_t>(sizeof(Element)) : row_bytes;
+  const std::int64_t rows_of_task = std::max<std::int64_t>(kTaskBytes / row_bytes, 1);
+  parallel_for((rows + rows_of_task - 1) / rows_of_task, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * rows_of_task, end = std::min(begin + rows_of_task, rows);
+    Writer writer(reinterpret_cast<std::uint8_t*>(y + begin * row_elements), streams, kernel, most);
+    for (std::int64_t i = begin; i < end;) {
+      // The rows of a plane, or what the task has of them.
+      const std::int64_t plane = i / padded_rows % layout.planes;
+      const std::int64_t number = i / padded_rows / layout.planes;  // of the tile, in the batch
+      const std::int64_t tile = number % tiles;
+      const std::int64_t row = i % padded_rows;
+      const std::int64_t row_end = std::min(padded_rows, row + end - i);
+      const Element* planes =
+          x + (number - tile) * tile_elements + plane * s.height * s.width * layout.elements;
+      for (std::int64_t r = row; r < row_end; ++r) {
+        const Plan::Row& read = plan.rows[tile * padded_rows + r];
+        const Element* in =
+            planes + read.tile * tile_elements + read.row * s.width * layout.elements;
+        if (s.channels_last) {
+          pad_pixels(*read.map, s, in, writer);
+        } else {
+          pad_row(*read.map, s, kernel, in, writer);
+        }
+      }
+      i += row_end - row;
+    }
+    writer.finish();
+  });
 }
 
 }  // namespace
@@ -279,45 +356,15 @@ void pseudocylindrical_pad(const PadShape& s, const std::vector<std::int64_t>& w
                            const void* x, void* y, int threads) {
   check(s, widths);
   if (s.batch == 0 || s.channels == 0) return;
-  const Plan plan(s, widths);
-  const Layout layout(s);
-  const PadKernel& kernel = kernel_for(simd_level());
-  const auto tiles = static_cast<std::int64_t>(widths.size());
-  const std::int64_t padded_rows = s.height + 2 * s.pad_rows;
-  const std::int64_t row_bytes = (s.width + 2 * s.pad_columns) * layout.pixel_bytes;
-  const std::int64_t rows = s.batch * layout.planes * padded_rows;
-  const bool streams = rows * row_bytes >= kStreamBytes;
-  const std::int64_t most =
-      std::max(Writer::kFlushBytes, layout.elements == 1 ? row_bytes : layout.pixel_bytes);
-  const std::int64_t rows_of_task = std::max<std::int64_t>(kTaskBytes / row_bytes, 1);
-  parallel_for((rows + rows_of_task - 1) / rows_of_task, threads, [&](std::int64_t task) {
-    const std::int64_t begin = task * rows_of_task, end = std::min(begin + rows_of_task, rows);
-    Writer writer(static_cast<std::uint8_t*>(y) + begin * row_bytes, streams, kernel, most);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t plane = i / padded_rows % layout.planes;
-      const std::int64_t number = i / padded_rows / layout.planes;  // in the batch
-      const std::int64_t tile = number % tiles;
-      const Plan::Row& row = plan.rows[tile * padded_rows + i % padded_rows];
-      const std::int64_t from =
-          ((number - tile + row.tile) * layout.planes + plane) * s.height + row.row;
-      const std::uint8_t* in =
-          static_cast<const std::uint8_t*>(x) + from * s.width * layout.pixel_bytes;
-      const std::int64_t columns = row.map->target + 2 * s.pad_columns;
-      if (row.map->copied) {
-        copy_around(*row.map, in, columns, layout.pixel_bytes, writer);
-      } else if (!is_float(s.type)) {
-        copy_nearest(*row.map, in, columns, layout.pixel_bytes, writer);
-      } else {
-        with_float(s.type, [&](auto element) {
-          using Element = decltype(element);
-          interpolate_row(*row.map, reinterpret_cast<const Element*>(in), columns, layout.elements,
-                          kernel, writer);
-        });
-      }
-      writer.zeros((s.width - row.map->target) * layout.pixel_bytes);
-    }
-    writer.finish();
-  });
+  const auto run = [&](auto element) {
+    using Element = decltype(element);
+    pad(s, widths, static_cast<const Element*>(x), static_cast<Element*>(y), threads);
+  };
+  if (is_float(s.type)) {
+    with_float(s.type, run);
+  } else {
+    run(std::uint8_t{});
+  }
 }
 
 namespace {
@@ -329,16 +376,13 @@ class AdjointRow {
   using Sum = Accumulator<Element>;
 
   AdjointRow(const PadShape& s, const Layout& layout)
-      : columns_padding_(s.pad_columns),
-        elements_(layout.elements),
-        sums_(static_cast<std::size_t>(s.width * layout.elements)) {}
+      : elements_(layout.elements), sums_(static_cast<std::size_t>(s.width * layout.elements)) {}
 
   void clear() { std::fill(sums_.begin(), sums_.end(), Sum{0}); }
 
   void add(const RowMap& map, const Element* y) {
-    const std::int64_t columns = map.target + 2 * columns_padding_;
     if (map.copied) {
-      std::int64_t left = columns;
+      std::int64_t left = map.columns;
       for (std::int64_t column = map.first; left > 0; column = 0) {
         const std::int64_t count = std::min(left, map.source - column);
         add_pixels(column, y, 1, count * elements_);
@@ -347,7 +391,7 @@ class AdjointRow {
       }
       return;
     }
-    for (std::int64_t i = 0; i < columns; ++i, y += elements_) {
+    for (std::int64_t i = 0; i < map.columns; ++i, y += elements_) {
       const Sum weight = weight_of<Element>(map, i);
       add_pixels(map.left[i], y, 1 - weight, elements_);
       add_pixels(map.right[i], y, weight, elements_);
@@ -364,7 +408,7 @@ class AdjointRow {
     for (std::int64_t i = 0; i < count; ++i) sums[i] += weight * static_cast<Sum>(y[i]);
   }
 
-  const std::int64_t columns_padding_, elements_;
+  const std::int64_t elements_;
   std::vector<Sum> sums_;
 };
 
@@ -375,7 +419,7 @@ void pseudocylindrical_pad_adjoint(const PadShape& s, const std::vector<std::int
   check(s, widths);
   if (!is_float(s.type)) throw std::invalid_argument("integers have no adjoint");
   if (s.batch == 0 || s.channels == 0) return;
-  const Plan plan(s, widths);
+  const Plan plan(s, widths, s.pad_columns);
   const Layout layout(s);
   const auto tiles = static_cast<std::int64_t>(widths.size());
   const std::int64_t padded_rows = s.height + 2 * s.pad_rows;

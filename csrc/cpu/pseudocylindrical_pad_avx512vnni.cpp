@@ -1,5 +1,5 @@
-// Neighbouring columns are read from neighbouring ones: two loads and a permutation of both take
-// the place of 16 where the widths differ by less than a factor of two.
+// Neighbouring columns are read from neighbouring ones: where the widths differ by less than a
+// factor of two, two loads and a permutation of both take the place of a gather.
 #include <immintrin.h>
 
 #include "cpu/pseudocylindrical_pad_kernel.hpp"
@@ -9,15 +9,21 @@ namespace {
 
 __m512i load(const std::int32_t* p) { return _mm512_loadu_si512(p); }
 
+__mmask16 first_lanes(std::int64_t count) {
+  return static_cast<__mmask16>(count >= kPadBlock ? 0xFFFF : count > 0 ? (1u << count) - 1 : 0);
+}
+
 void interpolate(const PadInterpolation& row, const float* in, float* out) {
   const __m512 one = _mm512_set1_ps(1);
+  const __mmask16 low_lanes = first_lanes(row.width);
+  const __mmask16 high_lanes = first_lanes(row.width - kPadBlock);
   for (std::int64_t i = 0; i < row.columns; i += kPadBlock) {
     const __m512i index = load(row.left + i);
     const std::int32_t base = row.base[i / kPadBlock];
     __m512 left, right;
     if (base >= 0) {
-      const __m512 low = _mm512_loadu_ps(in + base);
-      const __m512 high = _mm512_loadu_ps(in + base + kPadBlock);
+      const __m512 low = _mm512_maskz_loadu_ps(low_lanes, in + base);
+      const __m512 high = _mm512_maskz_loadu_ps(high_lanes, in + base + kPadBlock);
       const __m512i lane = _mm512_sub_epi32(index, _mm512_set1_epi32(base));
       left = _mm512_permutex2var_ps(low, lane, high);
       right = _mm512_permutex2var_ps(low, _mm512_add_epi32(lane, _mm512_set1_epi32(1)), high);
@@ -28,12 +34,11 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
     const __m512 weight = _mm512_loadu_ps(row.weight + i);
     const __m512 value =
         _mm512_fmadd_ps(weight, right, _mm512_mul_ps(_mm512_sub_ps(one, weight), left));
-    const std::int64_t count = row.columns - i;
-    if (count >= kPadBlock) {
-      _mm512_storeu_ps(out + i, value);
-    } else {
-      _mm512_mask_storeu_ps(out + i, static_cast<__mmask16>((1u << count) - 1), value);
-    }
+    _mm512_mask_storeu_ps(out + i, first_lanes(row.columns - i), value);
+  }
+  for (std::int64_t e = 0; e < row.exception_count; ++e) {
+    const std::int32_t i = row.exceptions[e];
+    out[i] = (1 - row.weight[i]) * in[row.left[i]] + row.weight[i] * in[row.right[i]];
   }
 }
 

@@ -12,14 +12,16 @@ constexpr int kPadSpan = 32;
 // How a row of float32 is read from a row of another tile: out[i] = (1 - weight[i]) * in[left[i]] +
 // weight[i] * in[right[i]]. The arrays go on to a multiple of kPadBlock columns, with zeros.
 //
-// base[b] says where block b may read kPadSpan values at once: there lie all of its columns, and
-// right is left + 1 for each. Or it is -1.
+// base[b] says where block b may read kPadSpan values, or what is left of `width`, at once: there
+// lie all of its columns but the `exceptions`, and right is left + 1 for each. Or it is -1.
 struct PadInterpolation {
-  std::int64_t columns;
+  std::int64_t columns, width;
   const std::int32_t* left;
   const std::int32_t* right;
   const float* weight;
   const std::int32_t* base;
+  const std::int32_t* exceptions;
+  std::int64_t exception_count;
 };
 
 struct PadKernel {
