@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <list>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <tuple>
 #include <type_traits>
@@ -17,7 +20,8 @@ namespace pycodec {
 namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudocylindrical_tiles.py
-constexpr std::int64_t kTaskBytes = 256 * 1024;
+constexpr std::int64_t kTaskBytes = 64 * 1024;
+constexpr std::int64_t kStreamTaskBytes = 256 * 1024;
 // Outputs larger than this will not be in the cache when they are read again, so they are written
 // past it: lines need not be read before they are written.
 constexpr std::int64_t kStreamBytes = 24 * 1024 * 1024;
@@ -35,6 +39,8 @@ const PadKernel& kernel_for(SimdLevel level) {
   }
 }
 
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 void check(const PadShape& s, const std::vector<std::int64_t>& widths) {
   if (widths.empty() || s.batch % static_cast<std::int64_t>(widths.size()) != 0) {
     throw std::invalid_argument("the batch must be a multiple of the number of tiles");
@@ -48,7 +54,7 @@ void check(const PadShape& s, const std::vector<std::int64_t>& widths) {
   }
 }
 
-// How some columns of a padded row are read from a row of a tile.
+// How the columns of a padded row are read from a row of a tile, -pad_columns first.
 struct RowMap {
   std::int64_t source, target;  // widths
   std::int64_t columns;
@@ -59,14 +65,14 @@ struct RowMap {
   std::vector<std::int32_t> left, right, base, exceptions;
   std::vector<float> weight;
   std::vector<double> weight64;
+  PadInterpolation interpolation = {};
 
-  // Columns -padding ... target + padding - 1.
-  RowMap(const PadShape& s, std::int64_t padding, std::int64_t source_, std::int64_t target_,
-         bool turned)
-      : source(source_), target(target_), columns(target + 2 * padding) {
-    copied = source == target && (!turned || source % 2 == 0);
+  RowMap(const PadShape& s, std::int64_t source_, std::int64_t target_, bool turned)
+      : source(source_), target(target_), columns(target + 2 * s.pad_columns) {
+    sphere::SourceColumns read = sphere::source_columns(-s.pad_columns, source, target, turned);
+    copied = source == target && read.rest == 0;
     if (copied) {
-      first = sphere::source_columns(-padding, source, target, turned).left;
+      first = read.left;
       return;
     }
     const auto size = static_cast<std::size_t>((columns + kPadBlock - 1) / kPadBlock * kPadBlock);
@@ -74,45 +80,57 @@ struct RowMap {
     right.resize(size);
     weight.resize(size);
     weight64.resize(size);
+    // Column by column the position grows by source / target.
+    const std::int64_t step = source / target, step_rest = 2 * (source % target);
     for (std::int64_t i = 0; i < columns; ++i) {
-      const sphere::SourceColumns read =
-          sphere::source_columns(i - padding, source, target, turned);
-      left[i] = static_cast<std::int32_t>(
-          is_float(s.type) ? read.left
-                           : sphere::nearest_column(i - padding, source, target, turned));
-      right[i] = static_cast<std::int32_t>(read.right);
+      right[i] = static_cast<std::int32_t>(read.left + 1 < source ? read.left + 1 : 0);
+      const bool is_nearest_right = !is_float(s.type) && read.rest >= target;
+      left[i] = is_nearest_right ? right[i] : static_cast<std::int32_t>(read.left);
       weight64[i] = static_cast<double>(read.rest) / static_cast<double>(2 * target);
       weight[i] = static_cast<float>(weight64[i]);
+      read.left += step;
+      read.rest += step_rest;
+      if (read.rest >= 2 * target) {
+        read.rest -= 2 * target;
+        ++read.left;
+      }
+      while (read.left >= source) read.left -= source;
     }
     for (std::int64_t i = 0; i < columns; i += kPadBlock) add_block(s, i);
+    interpolation = {
+        columns,       s.width,     left.data(),       right.data(),
+        weight.data(), base.data(), exceptions.data(), std::int64_t(exceptions.size())};
   }
 
-  PadInterpolation interpolation(std::int64_t width) const {
-    return {columns,           width,
-            left.data(),       right.data(),
-            weight.data(),     base.data(),
-            exceptions.data(), static_cast<std::int64_t>(exceptions.size())};
-  }
+  RowMap(const RowMap&) = delete;  // `interpolation` has its addresses
 
  private:
+  // The window of a block starts where one of its first columns, or of those behind the padding, is
+  // read.
   void add_block(const PadShape& s, std::int64_t block) {
     const std::int64_t end = std::min(block + kPadBlock, columns);
-    std::int64_t start = s.width;
-    for (std::int64_t i = block; i < end; ++i) {
-      if (right[i] == left[i] + 1) start = std::min<std::int64_t>(start, left[i]);
-    }
-    start = std::max<std::int64_t>(std::min(start, s.width - kPadSpan), 0);
-    std::vector<std::int32_t> around;
-    bool fits = true;
-    for (std::int64_t i = block; i < end; ++i) {
-      if (right[i] != left[i] + 1) {
-        around.push_back(static_cast<std::int32_t>(i));
-      } else if (right[i] >= start + kPadSpan) {
-        fits = false;
+    std::vector<std::int32_t> fewest(kPadBlock);
+    std::int64_t best = -1;
+    for (const std::int64_t first_column : {block, std::max(block, s.pad_columns)}) {
+      for (std::int64_t i = first_column; i < std::min(first_column + 2, end); ++i) {
+        const std::int64_t last_start = std::max<std::int64_t>(s.width - kPadSpan, 0);
+        const std::int64_t start = std::min<std::int64_t>(left[i], last_start);
+        std::vector<std::int32_t> outside;
+        for (std::int64_t j = block; j < end; ++j) {
+          const bool inside =
+              left[j] >= start && right[j] == left[j] + 1 && right[j] < start + kPadSpan;
+          if (!inside) outside.push_back(static_cast<std::int32_t>(j));
+        }
+        if (outside.size() < fewest.size()) {
+          fewest = outside;
+          best = start;
+        }
       }
     }
-    base.push_back(fits ? static_cast<std::int32_t>(start) : -1);
-    if (fits) exceptions.insert(exceptions.end(), around.begin(), around.end());
+    constexpr std::size_t kMostExceptions = 6;  // a few take less time than gathering the block
+    const bool fits = fewest.size() <= kMostExceptions;
+    base.push_back(static_cast<std::int32_t>(fits ? best : -1));
+    if (fits) exceptions.insert(exceptions.end(), fewest.begin(), fewest.end());
   }
 };
 
@@ -124,26 +142,46 @@ struct Plan {
   };
 
   std::vector<Row> rows;  // [tiles][height + 2 pad_rows]
-  std::map<std::tuple<std::int64_t, std::int64_t, bool>, RowMap> maps;
+  std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::unique_ptr<RowMap>> maps;
 
-  // The maps are of columns -padding on.
-  Plan(const PadShape& s, const std::vector<std::int64_t>& widths, std::int64_t padding) {
+  Plan(const PadShape& s, const std::vector<std::int64_t>& widths) {
     const auto tiles = static_cast<std::int64_t>(widths.size());
     for (std::int64_t t = 0; t < tiles; ++t) {
       for (std::int64_t r = 0; r < s.height + 2 * s.pad_rows; ++r) {
         const auto read = sphere::source_row(t * s.height - s.pad_rows + r, tiles * s.height);
         const std::int64_t tile = read.row / s.height;
         const auto key = std::make_tuple(widths[tile], widths[t], read.turned);
-        auto found = maps.find(key);
-        if (found == maps.end()) {
-          const RowMap map(s, padding, widths[tile], widths[t], read.turned);
-          found = maps.emplace(key, map).first;
-        }
-        rows.push_back({tile, read.row % s.height, &found->second});
+        std::unique_ptr<RowMap>& map = maps[key];
+        if (!map) map = std::make_unique<RowMap>(s, widths[tile], widths[t], read.turned);
+        rows.push_back({tile, read.row % s.height, map.get()});
       }
     }
   }
 };
+
+// Plans are kept: the layers of a network ask for the same few again and again.
+std::shared_ptr<const Plan> plan_of(const PadShape& s, const std::vector<std::int64_t>& widths) {
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,
+                         std::vector<std::int64_t>>;
+  constexpr std::size_t kMostPlans = 32;
+  static std::mutex mutex;
+  static std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans;  // the last used first
+  const Key key(s.height, s.width, s.pad_rows, s.pad_columns, is_float(s.type), widths);
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = std::find_if(plans.begin(), plans.end(),
+                                    [&](const auto& entry) { return entry.first == key; });
+    if (found != plans.end()) {
+      plans.splice(plans.begin(), plans, found);
+      return found->second;
+    }
+  }
+  auto plan = std::make_shared<const Plan>(s, widths);
+  std::lock_guard<std::mutex> lock(mutex);
+  plans.emplace_front(key, plan);
+  if (plans.size() > kMostPlans) plans.pop_back();
+  return plan;
+}
 
 // Writes bytes one after the other: straight to memory or, past the cache, through a small buffer
 // that makes whole lines of them.
@@ -245,37 +283,38 @@ Accumulator<Element> weight_of(const RowMap& map, std::int64_t column) {
   return map.weight[column];
 }
 
-// The columns of a map, one after the other.
 template <class Element>
-void fill_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
-              Element* out) {
+void copy_elements(const Element* from, std::int64_t count, Element* to) {
+  constexpr std::int64_t kFew = 8;  // which a call would take longer for
+  if (count > kFew) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(Element));
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+
+// The padded row of single elements.
+template <class Element>
+void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
+             Element* out) {
   if (map.copied) {
-    const std::int64_t count = map.source - map.first;
-    std::memcpy(out, in + map.first, static_cast<std::size_t>(count) * sizeof(Element));
-    std::memcpy(out + count, in, static_cast<std::size_t>(map.first) * sizeof(Element));
+    std::int64_t done = 0;
+    for (std::int64_t column = map.first; done < map.columns; column = 0) {
+      const std::int64_t count = std::min(map.columns - done, map.source - column);
+      copy_elements(in + column, count, out + done);
+      done += count;
+    }
   } else if constexpr (std::is_same_v<Element, std::uint8_t>) {
     for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
   } else if constexpr (std::is_same_v<Element, float>) {
-    kernel.interpolate(map.interpolation(s.width), in, out);
+    kernel.interpolate(map.interpolation, in, out);
   } else {
     for (std::int64_t i = 0; i < map.columns; ++i) {
       const Element *left = in + map.left[i], *right = in + map.right[i];
       interpolate_pixel(left, right, weight_of<Element>(map, i), 1, out + i);
     }
   }
-}
-
-// A padded row of single elements. It repeats itself after `target` columns.
-template <class Element>
-void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
-             Writer& writer) {
-  const std::int64_t padding = s.pad_columns, target = map.target;
-  auto* const row = reinterpret_cast<Element*>(writer.next()) + padding;
-  fill_row(map, s, kernel, in, row);
-  for (std::int64_t i = 0; i < padding; ++i) row[-1 - i] = row[target - 1 - i];
-  for (std::int64_t i = 0; i < padding; ++i) row[target + i] = row[i];
-  std::fill(row + target + padding, row + s.width + padding, Element{});
-  writer.commit((s.width + 2 * padding) * static_cast<std::int64_t>(sizeof(Element)));
+  std::fill(out + map.columns, out + s.width + 2 * s.pad_columns, Element{});
 }
 
 // A padded row of pixels with their channels.
@@ -310,41 +349,51 @@ template <class Element>
 void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Element* x, Element* y,
          int threads) {
   const Layout layout(s);
-  const Plan plan(s, widths, s.channels_last ? s.pad_columns : 0);
+  const std::shared_ptr<const Plan> kept = plan_of(s, widths);
+  const Plan& plan = *kept;
   const PadKernel& kernel = kernel_for(simd_level());
   const auto tiles = static_cast<std::int64_t>(widths.size());
+  const std::int64_t row = s.width * layout.elements;
+  const std::int64_t padded_row = (s.width + 2 * s.pad_columns) * layout.elements;
   const std::int64_t padded_rows = s.height + 2 * s.pad_rows;
-  const std::int64_t row_elements = (s.width + 2 * s.pad_columns) * layout.elements;
-  const std::int64_t row_bytes = row_elements * static_cast<std::int64_t>(sizeof(Element));
-  const std::int64_t tile_elements = layout.planes * s.height * s.width * layout.elements;
-  const std::int64_t rows = s.batch * layout.planes * padded_rows;
-  const bool streams = rows * row_bytes >= kStreamBytes;
+  const std::int64_t row_bytes = padded_row * static_cast<std::int64_t>(sizeof(Element));
+  const bool streams = s.batch * layout.planes * padded_rows * row_bytes >= kStreamBytes;
   const std::int64_t most =
       s.channels_last ? s.channels * static_cast<std::int64_t>(sizeof(Element)) : row_bytes;
-  const std::int64_t rows_of_task = std::max<std::int64_t>(kTaskBytes / row_bytes, 1);
-  parallel_for((rows + rows_of_task - 1) / rows_of_task, threads, [&](std::int64_t task) {
-    const std::int64_t begin = task * rows_of_task, end = std::min(begin + rows_of_task, rows);
-    Writer writer(reinterpret_cast<std::uint8_t*>(y + begin * row_elements), streams, kernel, most);
-    for (std::int64_t i = begin; i < end;) {
-      // The rows of a plane, or what the task has of them.
-      const std::int64_t plane = i / padded_rows % layout.planes;
-      const std::int64_t number = i / padded_rows / layout.planes;  // of the tile, in the batch
-      const std::int64_t tile = number % tiles;
-      const std::int64_t row = i % padded_rows;
-      const std::int64_t row_end = std::min(padded_rows, row + end - i);
-      const Element* planes =
-          x + (number - tile) * tile_elements + plane * s.height * s.width * layout.elements;
-      for (std::int64_t r = row; r < row_end; ++r) {
-        const Plan::Row& read = plan.rows[tile * padded_rows + r];
-        const Element* in =
-            planes + read.tile * tile_elements + read.row * s.width * layout.elements;
+  // A task is some planes of a tile, or some rows of one.
+  const std::int64_t bytes = streams ? kStreamTaskBytes : kTaskBytes;
+  const auto at_least_1 = [](std::int64_t n) { return std::max<std::int64_t>(n, 1); };
+  const std::int64_t rows_of_task = std::min(at_least_1(bytes / row_bytes), padded_rows);
+  const std::int64_t planes_of_task =
+      std::min(at_least_1(bytes / (padded_rows * row_bytes)), layout.planes);
+  const std::int64_t tasks_of_plane = ceil_div(padded_rows, rows_of_task);
+  const std::int64_t tasks_of_tile = ceil_div(layout.planes, planes_of_task) * tasks_of_plane;
+  parallel_for(s.batch * tasks_of_tile, threads, [&](std::int64_t task) {
+    const std::int64_t number = task / tasks_of_tile;  // of the tile, in the batch
+    const std::int64_t tile = number % tiles;
+    const std::int64_t plane = task % tasks_of_tile / tasks_of_plane * planes_of_task;
+    const std::int64_t plane_end = std::min(plane + planes_of_task, layout.planes);
+    const std::int64_t begin = task % tasks_of_plane * rows_of_task;
+    const std::int64_t end = std::min(begin + rows_of_task, padded_rows);
+    const auto source = [&](std::int64_t r, std::int64_t p) {
+      const Plan::Row& read = plan.rows[tile * padded_rows + r];
+      const std::int64_t from = (number - tile + read.tile) * layout.planes + p;
+      return x + (from * s.height + read.row) * row;
+    };
+    const auto map = [&](std::int64_t r) -> const RowMap& {
+      return *plan.rows[tile * padded_rows + r].map;
+    };
+    Element* const out = y + ((number * layout.planes + plane) * padded_rows + begin) * padded_row;
+    Writer writer(reinterpret_cast<std::uint8_t*>(out), streams, kernel, most);
+    for (std::int64_t p = plane; p < plane_end; ++p) {
+      for (std::int64_t r = begin; r < end; ++r) {
         if (s.channels_last) {
-          pad_pixels(*read.map, s, in, writer);
+          pad_pixels(map(r), s, source(r, p), writer);
         } else {
-          pad_row(*read.map, s, kernel, in, writer);
+          pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()));
+          writer.commit(row_bytes);
         }
       }
-      i += row_end - row;
     }
     writer.finish();
   });
@@ -419,7 +468,8 @@ void pseudocylindrical_pad_adjoint(const PadShape& s, const std::vector<std::int
   check(s, widths);
   if (!is_float(s.type)) throw std::invalid_argument("integers have no adjoint");
   if (s.batch == 0 || s.channels == 0) return;
-  const Plan plan(s, widths, s.pad_columns);
+  const std::shared_ptr<const Plan> kept = plan_of(s, widths);
+  const Plan& plan = *kept;
   const Layout layout(s);
   const auto tiles = static_cast<std::int64_t>(widths.size());
   const std::int64_t padded_rows = s.height + 2 * s.pad_rows;

@@ -15,6 +15,7 @@ __mmask16 first_lanes(std::int64_t count) {
 
 void interpolate(const PadInterpolation& row, const float* in, float* out) {
   const __m512 one = _mm512_set1_ps(1);
+  const __m512i next = _mm512_set1_epi32(1);
   const __mmask16 low_lanes = first_lanes(row.width);
   const __mmask16 high_lanes = first_lanes(row.width - kPadBlock);
   for (std::int64_t i = 0; i < row.columns; i += kPadBlock) {
@@ -26,7 +27,7 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
       const __m512 high = _mm512_maskz_loadu_ps(high_lanes, in + base + kPadBlock);
       const __m512i lane = _mm512_sub_epi32(index, _mm512_set1_epi32(base));
       left = _mm512_permutex2var_ps(low, lane, high);
-      right = _mm512_permutex2var_ps(low, _mm512_add_epi32(lane, _mm512_set1_epi32(1)), high);
+      right = _mm512_permutex2var_ps(low, _mm512_add_epi32(lane, next), high);
     } else {
       left = _mm512_i32gather_ps(index, in, 4);
       right = _mm512_i32gather_ps(load(row.right + i), in, 4);
@@ -34,7 +35,11 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
     const __m512 weight = _mm512_loadu_ps(row.weight + i);
     const __m512 value =
         _mm512_fmadd_ps(weight, right, _mm512_mul_ps(_mm512_sub_ps(one, weight), left));
-    _mm512_mask_storeu_ps(out + i, first_lanes(row.columns - i), value);
+    if (i + kPadBlock <= row.columns) {
+      _mm512_storeu_ps(out + i, value);
+    } else {
+      _mm512_mask_storeu_ps(out + i, first_lanes(row.columns - i), value);
+    }
   }
   for (std::int64_t e = 0; e < row.exception_count; ++e) {
     const std::int32_t i = row.exceptions[e];

@@ -12,8 +12,8 @@ constexpr int kPadSpan = 32;
 // How a row of float32 is read from a row of another tile: out[i] = (1 - weight[i]) * in[left[i]] +
 // weight[i] * in[right[i]]. The arrays go on to a multiple of kPadBlock columns, with zeros.
 //
-// base[b] says where block b may read kPadSpan values, or what is left of `width`, at once: there
-// lie all of its columns but the `exceptions`, and right is left + 1 for each. Or it is -1.
+// base[b] says where block b may read kPadSpan values, or what is left of `width`, at once: all of
+// its columns lie there, and right is left + 1 for each, but for the `exceptions`. Or it is -1.
 struct PadInterpolation {
   std::int64_t columns, width;
   const std::int32_t* left;

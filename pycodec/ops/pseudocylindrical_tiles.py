@@ -43,10 +43,9 @@ def check_widths(name: str, widths: Sequence[int], width: int) -> None:
     """Raises :class:`InputError` unless the widths can be those of tiles stored ``width`` wide."""
     require(name, len(widths) > 0, "there must be at least one tile")
     require(name, width <= MAX_WIDTH, f"pictures are up to {MAX_WIDTH} wide, not {width}")
-    for tile, w in enumerate(widths):
-        require(
-            name, 1 <= w <= width, f"tile {tile} must be 1 to {width} columns wide, but has {w}"
-        )
+    if min(widths) < 1 or max(widths) > width:
+        tile, w = next((t, w) for t, w in enumerate(widths) if not 1 <= w <= width)
+        raise InputError(f"{name}: tile {tile} must be 1 to {width} columns wide, but has {w}")
 
 
 def check_tiles(name: str, x: Tensor, widths: Sequence[int], channels_last: bool) -> None:
