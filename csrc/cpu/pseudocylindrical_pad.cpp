@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudocylindrical_tiles.py
 constexpr std::int64_t kTaskBytes = 64 * 1024;
+constexpr std::int64_t kPrefetchBytes = 4 * 1024;
 constexpr std::int64_t kStreamTaskBytes = 256 * 1024;
 // Outputs larger than this will not be in the cache when they are read again, so they are written
 // past it: lines need not be read before they are written.
@@ -283,6 +284,12 @@ Accumulator<Element> weight_of(const RowMap& map, std::int64_t column) {
   return map.weight[column];
 }
 
+void prefetch(const void* start, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const std::uint8_t*>(start) + i);
+  }
+}
+
 template <class Element>
 void copy_elements(const Element* from, std::int64_t count, Element* to) {
   constexpr std::int64_t kFew = 8;  // which a call would take longer for
@@ -390,6 +397,11 @@ void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Eleme
         if (s.channels_last) {
           pad_pixels(map(r), s, source(r, p), writer);
         } else {
+          // Rows are short and come from three tiles: the hardware does not see what is next.
+          if (!streams)
+            prefetch(writer.next() + kPrefetchBytes, static_cast<std::size_t>(row_bytes));
+          if (p + 1 < layout.planes)
+            prefetch(source(r, p + 1), static_cast<std::size_t>(s.width) * sizeof(Element));
           pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()));
           writer.commit(row_bytes);
         }
