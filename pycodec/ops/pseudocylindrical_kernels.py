@@ -197,7 +197,7 @@ def pad_adjoint_triton(
     sizes = _sizes(out, pad, channels_last)
     lists = row_readers(len(widths), sizes["height"], pad[0], y.device)
     table = device_integers(tuple(widths), y.device)
-    kernel.launch_adjoint(y, table, *lists, out, channels_last, tuple(widths), **sizes)
+    kernel.launch_adjoint(y, table, *lists, out, channels_last, **sizes)
     return out
 
 
