@@ -18,9 +18,17 @@ from pycodec.ops.pseudocylindrical_tiles import (
     device_integers,
     dtype_name,
     padded_shape,
+    require,
     unpadded,
 )
 from pycodec.ops.trimmed_kernels import launch_cuda
+
+_DEVICE_TYPE = "cuda"
+
+
+def _check_device(name: str, x: Tensor) -> None:
+    on_gpu = x.device.type == _DEVICE_TYPE
+    require(name, on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,6 +80,7 @@ def _copy_type(x: Tensor, sizes: dict[str, int], channels_last: bool) -> str:
 
 def pad_cuda(x: Tensor, widths: Sequence[int], pad: Sequence[int], channels_last: bool) -> Tensor:
     """The padding."""
+    _check_device("pseudocylindrical_pad", x)
     x = x.contiguous()
     out = x.new_empty(padded_shape(x, pad, channels_last))
     sizes = _sizes(x, pad, channels_last)
@@ -94,6 +103,7 @@ def pad_adjoint_cuda(
     y: Tensor, widths: Sequence[int], pad: Sequence[int], channels_last: bool
 ) -> Tensor:
     """The padding's transposed map."""
+    _check_device("pseudocylindrical_pad_adjoint", y)
     y = y.contiguous()
     out = y.new_empty(unpadded(y, pad, channels_last).shape)
     sizes = _sizes(out, pad, channels_last)
@@ -116,6 +126,7 @@ def pad_adjoint_cuda(
 
 def mask_cuda(x: Tensor, widths: Sequence[int], channels_last: bool) -> Tensor:
     """The mask."""
+    _check_device("pseudocylindrical_mask", x)
     x = x.contiguous()
     out = torch.empty_like(x)
     launch_cuda(
@@ -143,6 +154,7 @@ def _mask_sizes(x: Tensor, channels_last: bool) -> dict[str, int]:
 
 def resample_cuda(x: Tensor, tables, to_tiles: bool, out: Tensor) -> None:
     """Resampling by the tables of :mod:`pycodec.ops.pseudocylindrical_slice`; writes ``out``."""
+    _check_device("pseudocylindrical_resample", x)
     launch_cuda(
         "pseudocylindrical_resample",
         x.device,
