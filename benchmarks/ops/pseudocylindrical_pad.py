@@ -70,7 +70,7 @@ class GridSample:
     """The definition's positions as a grid over the tiles, stacked, with a column around."""
 
     def __init__(self, widths: tuple[int, ...], height: int, width: int, pad: int) -> None:
-        g, position, source, inside = read_positions(widths, height, width, (pad, pad))
+        g, position, _, inside = read_positions(widths, height, width, (pad, pad))
         tiles = len(widths)
         double = torch.tensor(widths)[:, None, None] * 2
         # A column before the first and one behind the last make rows go around.

@@ -300,10 +300,10 @@ void copy_elements(const Element* from, std::int64_t count, Element* to) {
   }
 }
 
-// The padded row of single elements.
+// The padded row of single elements. `scratch` is for a row of the tiles and a padded one.
 template <class Element>
 void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
-             Element* out) {
+             Element* out, std::vector<float>& scratch) {
   if (map.copied) {
     std::int64_t done = 0;
     for (std::int64_t column = map.first; done < map.columns; column = 0) {
@@ -315,6 +315,11 @@ void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, cons
     for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
   } else if constexpr (std::is_same_v<Element, float>) {
     kernel.interpolate(map.interpolation, in, out);
+  } else if constexpr (sizeof(Element) == 2) {
+    float *const wide = scratch.data(), *const padded = wide + s.width;
+    for (std::int64_t i = 0; i < map.source; ++i) wide[i] = static_cast<float>(in[i]);
+    kernel.interpolate(map.interpolation, wide, padded);
+    for (std::int64_t i = 0; i < map.columns; ++i) out[i] = static_cast<Element>(padded[i]);
   } else {
     for (std::int64_t i = 0; i < map.columns; ++i) {
       const Element *left = in + map.left[i], *right = in + map.right[i];
@@ -392,6 +397,8 @@ void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Eleme
     };
     Element* const out = y + ((number * layout.planes + plane) * padded_rows + begin) * padded_row;
     Writer writer(reinterpret_cast<std::uint8_t*>(out), streams, kernel, most);
+    std::vector<float> scratch(
+        static_cast<std::size_t>(sizeof(Element) == 2 ? 2 * (s.width + s.pad_columns) : 0));
     for (std::int64_t p = plane; p < plane_end; ++p) {
       for (std::int64_t r = begin; r < end; ++r) {
         if (s.channels_last) {
@@ -402,7 +409,8 @@ void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Eleme
             prefetch(writer.next() + kPrefetchBytes, static_cast<std::size_t>(row_bytes));
           if (p + 1 < layout.planes)
             prefetch(source(r, p + 1), static_cast<std::size_t>(s.width) * sizeof(Element));
-          pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()));
+          pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()),
+                  scratch);
           writer.commit(row_bytes);
         }
       }
