@@ -317,9 +317,12 @@ void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, cons
     kernel.interpolate(map.interpolation, in, out);
   } else if constexpr (sizeof(Element) == 2) {
     float *const wide = scratch.data(), *const padded = wide + s.width;
-    for (std::int64_t i = 0; i < map.source; ++i) wide[i] = static_cast<float>(in[i]);
+    constexpr bool kIsFloat16 = std::is_same_v<Element, Float16>;
+    const auto widen = kIsFloat16 ? kernel.widen_float16 : kernel.widen_bfloat16;
+    const auto narrow = kIsFloat16 ? kernel.narrow_float16 : kernel.narrow_bfloat16;
+    widen(reinterpret_cast<const std::uint16_t*>(in), map.source, wide);
     kernel.interpolate(map.interpolation, wide, padded);
-    for (std::int64_t i = 0; i < map.columns; ++i) out[i] = static_cast<Element>(padded[i]);
+    narrow(padded, map.columns, reinterpret_cast<std::uint16_t*>(out));
   } else {
     for (std::int64_t i = 0; i < map.columns; ++i) {
       const Element *left = in + map.left[i], *right = in + map.right[i];

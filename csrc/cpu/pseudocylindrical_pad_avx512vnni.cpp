@@ -47,6 +47,47 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
   }
 }
 
+// Calls f(i, lanes) for every vector of so many elements.
+template <class Function>
+void each_vector(std::int64_t count, const Function& f) {
+  for (std::int64_t i = 0; i < count; i += kPadBlock) f(i, first_lanes(count - i));
+}
+
+void widen_float16_avx512(const std::uint16_t* in, std::int64_t count, float* out) {
+  each_vector(count, [&](std::int64_t i, __mmask16 lanes) {
+    _mm512_mask_storeu_ps(out + i, lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, in + i)));
+  });
+}
+
+void narrow_float16_avx512(const float* in, std::int64_t count, std::uint16_t* out) {
+  each_vector(count, [&](std::int64_t i, __mmask16 lanes) {
+    const __m512 value = _mm512_maskz_loadu_ps(lanes, in + i);
+    constexpr int kToNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm256_mask_storeu_epi16(out + i, lanes, _mm512_cvtps_ph(value, kToNearest));
+  });
+}
+
+void widen_bfloat16_avx512(const std::uint16_t* in, std::int64_t count, float* out) {
+  each_vector(count, [&](std::int64_t i, __mmask16 lanes) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, in + i));
+    _mm512_mask_storeu_ps(out + i, lanes, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
+  });
+}
+
+void narrow_bfloat16_avx512(const float* in, std::int64_t count, std::uint16_t* out) {
+  each_vector(count, [&](std::int64_t i, __mmask16 lanes) {
+    const __m512 value = _mm512_maskz_loadu_ps(lanes, in + i);
+    const __m512i bits = _mm512_castps_si512(value), high = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i words = _mm512_mask_mov_epi32(rounded, is_nan, quiet);
+    _mm256_mask_storeu_epi16(out + i, lanes, _mm512_cvtepi32_epi16(words));
+  });
+}
+
 void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(from + i));
@@ -56,6 +97,12 @@ void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
 
 }  // namespace
 
-const PadKernel kPadKernelAvx512Vnni = {"avx512vnni", interpolate, stream};
+const PadKernel kPadKernelAvx512Vnni = {"avx512vnni",
+                                        interpolate,
+                                        widen_float16_avx512,
+                                        narrow_float16_avx512,
+                                        widen_bfloat16_avx512,
+                                        narrow_bfloat16_avx512,
+                                        stream};
 
 }  // namespace pycodec

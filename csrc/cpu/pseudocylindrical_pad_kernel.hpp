@@ -27,9 +27,20 @@ struct PadInterpolation {
 struct PadKernel {
   const char* name;
   void (*interpolate)(const PadInterpolation& row, const float* in, float* out);
+  // Words of 16-bit floats to float32 and back, rounded to nearest.
+  void (*widen_float16)(const std::uint16_t* in, std::int64_t count, float* out);
+  void (*narrow_float16)(const float* in, std::int64_t count, std::uint16_t* out);
+  void (*widen_bfloat16)(const std::uint16_t* in, std::int64_t count, float* out);
+  void (*narrow_bfloat16)(const float* in, std::int64_t count, std::uint16_t* out);
   // Copies whole cache lines, from and to their starts, past the cache.
   void (*stream)(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes);
 };
+
+// The portable ones.
+void widen_float16(const std::uint16_t* in, std::int64_t count, float* out);
+void narrow_float16(const float* in, std::int64_t count, std::uint16_t* out);
+void widen_bfloat16(const std::uint16_t* in, std::int64_t count, float* out);
+void narrow_bfloat16(const float* in, std::int64_t count, std::uint16_t* out);
 
 extern const PadKernel kPadKernelScalar;
 extern const PadKernel kPadKernelAvx2;

@@ -1,6 +1,7 @@
 // Portable. What is written past the cache elsewhere is copied here.
 #include <cstring>
 
+#include "cpu/elements.hpp"
 #include "cpu/pseudocylindrical_pad_kernel.hpp"
 
 namespace pycodec {
@@ -18,6 +19,27 @@ void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
 
 }  // namespace
 
-const PadKernel kPadKernelScalar = {"scalar", interpolate, stream};
+void widen_float16(const std::uint16_t* in, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    Float16 value;
+    value.bits = in[i];
+    out[i] = static_cast<float>(value);
+  }
+}
+
+void narrow_float16(const float* in, std::int64_t count, std::uint16_t* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = Float16(in[i]).bits;
+}
+
+void widen_bfloat16(const std::uint16_t* in, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = float_of_bits(std::uint32_t{in[i]} << 16);
+}
+
+void narrow_bfloat16(const float* in, std::int64_t count, std::uint16_t* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = Bfloat16(in[i]).bits;
+}
+
+const PadKernel kPadKernelScalar = {"scalar",       interpolate,     widen_float16, narrow_float16,
+                                    widen_bfloat16, narrow_bfloat16, stream};
 
 }  // namespace pycodec

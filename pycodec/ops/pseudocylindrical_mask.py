@@ -20,6 +20,7 @@ from pycodec.ops.pseudocylindrical_tiles import (
     check_tiles,
     from_numpy,
     implementation,
+    is_direct,
     to_numpy,
 )
 
@@ -48,7 +49,11 @@ def pseudocylindrical_mask(
     Raises:
         InputError: an argument does not fit the description above.
     """
-    return torch.ops.pycodec.pseudocylindrical_mask(x, list(widths), channels_last, backend)
+    arguments = x, list(widths), channels_last
+    if not is_direct(x, backend):
+        return torch.ops.pycodec.pseudocylindrical_mask(*arguments, backend)
+    _check(*arguments)
+    return implementation(_NAME, _IMPLEMENTATIONS, x, backend)(*arguments)
 
 
 def _check(x: Tensor, widths: Sequence[int], channels_last: bool) -> None:

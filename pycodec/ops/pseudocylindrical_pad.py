@@ -39,6 +39,7 @@ from pycodec.ops.pseudocylindrical_tiles import (
     dtype_name,
     from_numpy,
     implementation,
+    is_direct,
     padded_shape,
     require,
     to_numpy,
@@ -79,7 +80,11 @@ def pseudocylindrical_pad(
         InputError: an argument does not fit the description above.
     """
     pads = [pad, pad] if isinstance(pad, int) else list(pad)
-    return torch.ops.pycodec.pseudocylindrical_pad(x, list(widths), pads, channels_last, backend)
+    arguments = x, list(widths), pads, channels_last
+    if not is_direct(x, backend):
+        return torch.ops.pycodec.pseudocylindrical_pad(*arguments, backend)
+    _check(*arguments)
+    return implementation(_NAME, _IMPLEMENTATIONS, x, backend)(*arguments)
 
 
 def read_positions(

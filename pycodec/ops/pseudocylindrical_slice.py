@@ -33,6 +33,7 @@ from pycodec.ops.pseudocylindrical_tiles import (
     dtype_name,
     from_numpy,
     implementation,
+    is_direct,
     require,
     sliced_shape,
     to_numpy,
@@ -56,7 +57,7 @@ def pseudocylindrical_slice(
     Raises:
         InputError: an argument does not fit the description above.
     """
-    return torch.ops.pycodec.pseudocylindrical_resample(x, list(widths), True, False, backend)
+    return _resample(x, widths, True, backend)
 
 
 def pseudocylindrical_unslice(
@@ -75,7 +76,16 @@ def pseudocylindrical_unslice(
     Raises:
         InputError: an argument does not fit the description above.
     """
-    return torch.ops.pycodec.pseudocylindrical_resample(tiles, list(widths), False, False, backend)
+    return _resample(tiles, widths, False, backend)
+
+
+def _resample(x: Tensor, widths: Sequence[int], to_tiles: bool, backend: str | None) -> Tensor:
+    widths = list(widths)
+    if not is_direct(x, backend):
+        return torch.ops.pycodec.pseudocylindrical_resample(x, widths, to_tiles, False, backend)
+    _check(x, widths, to_tiles)
+    run = implementation(_name(to_tiles), _IMPLEMENTATIONS, x, backend)
+    return run(x, widths, to_tiles, False)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,14 @@ def implementation(name: str, implementations: dict, x: Tensor, backend: str | N
     return implementations[backend]
 
 
+def is_direct(x: Tensor, backend: str | None) -> bool:
+    """Whether a call needs no registered operation, which takes 0.1 ms: neither gradient nor graph.
+
+    By default operations are registered ones, as everywhere in ``pycodec.ops``.
+    """
+    return not (backend is None or x.requires_grad or torch.compiler.is_compiling())
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """What sums of numbers of this dtype are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

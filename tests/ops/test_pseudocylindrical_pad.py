@@ -197,6 +197,19 @@ def test_threads_give_the_same_bits(dtype, level):
                 assert all(np.array_equal(one, other) for other in others)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_native_rounds_halves_as_torch_does(dtype, level):
+    """Half a turn of an odd number of columns is the mean of two: of neighbouring words, a tie."""
+    words = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    for first in range(0, 1 << 16, 1 << 14):
+        x = words[first : first + (1 << 14) - 1].view(1, 1, 1, -1)
+        with simd_level(level):
+            actual = pseudocylindrical_pad(x, [x.shape[3]], (1, 0), backend="native")
+        expected = pseudocylindrical_pad(x, [x.shape[3]], (1, 0), backend="reference")
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_convolution_is_that_of_the_sphere():
     """On tiles of equal width: cutting the picture into tiles makes no difference."""
     torch.manual_seed(1)
