@@ -50,7 +50,9 @@ LAYERS = (
     (192, 4, 256, 1, torch.float32, False),
     (192, 4, 256, 2, torch.float32, True),
     (192, 4, 256, 2, torch.bfloat16, False),
+    (192, 4, 256, 2, torch.float16, False),
     (192, 4, 256, 2, torch.int8, True),
+    (192, 8, 512, 2, torch.int8, True),
 )
 
 
