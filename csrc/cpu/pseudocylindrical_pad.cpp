@@ -61,6 +61,7 @@ struct RowMap {
   std::int64_t columns;
   bool copied;  // columns `first`, first + 1 ... around the source, as they are
   std::int64_t first = 0;
+  PadCopy copy = {};  // the same, of single elements
   // Otherwise, for each column: see PadInterpolation, whose arrays these are. The nearest column is
   // the left one of integers.
   std::vector<std::int32_t> left, right, base, exceptions;
@@ -74,6 +75,9 @@ struct RowMap {
     copied = source == target && read.rest == 0;
     if (copied) {
       first = read.left;
+      const std::int64_t bytes = element_bytes(s.type);
+      copy = {source * bytes, first * bytes, columns * bytes,
+              (s.width + 2 * s.pad_columns) * bytes};
       return;
     }
     const auto size = static_cast<std::size_t>((columns + kPadBlock - 1) / kPadBlock * kPadBlock);
@@ -118,8 +122,10 @@ struct RowMap {
         const std::int64_t start = std::min<std::int64_t>(left[i], last_start);
         std::vector<std::int32_t> outside;
         for (std::int64_t j = block; j < end; ++j) {
-          const bool inside =
-              left[j] >= start && right[j] == left[j] + 1 && right[j] < start + kPadSpan;
+          const auto in_window = [&](std::int64_t column) {
+            return column >= start && column < start + kPadSpan;
+          };
+          const bool inside = in_window(left[j]) && in_window(right[j]);
           if (!inside) outside.push_back(static_cast<std::int32_t>(j));
         }
         if (outside.size() < fewest.size()) {
@@ -162,12 +168,12 @@ struct Plan {
 
 // Plans are kept: the layers of a network ask for the same few again and again.
 std::shared_ptr<const Plan> plan_of(const PadShape& s, const std::vector<std::int64_t>& widths) {
-  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                          std::vector<std::int64_t>>;
   constexpr std::size_t kMostPlans = 32;
   static std::mutex mutex;
   static std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans;  // the last used first
-  const Key key(s.height, s.width, s.pad_rows, s.pad_columns, is_float(s.type), widths);
+  const Key key(s.height, s.width, s.pad_rows, s.pad_columns, element_bytes(s.type), widths);
   {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = std::find_if(plans.begin(), plans.end(),
@@ -290,28 +296,16 @@ void prefetch(const void* start, std::size_t bytes) {
   }
 }
 
-template <class Element>
-void copy_elements(const Element* from, std::int64_t count, Element* to) {
-  constexpr std::int64_t kFew = 8;  // which a call would take longer for
-  if (count > kFew) {
-    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(Element));
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
-}
-
 // The padded row of single elements. `scratch` is for a row of the tiles and a padded one.
 template <class Element>
 void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
              Element* out, std::vector<float>& scratch) {
   if (map.copied) {
-    std::int64_t done = 0;
-    for (std::int64_t column = map.first; done < map.columns; column = 0) {
-      const std::int64_t count = std::min(map.columns - done, map.source - column);
-      copy_elements(in + column, count, out + done);
-      done += count;
-    }
-  } else if constexpr (std::is_same_v<Element, std::uint8_t>) {
+    kernel.copy(map.copy, reinterpret_cast<const std::uint8_t*>(in),
+                reinterpret_cast<std::uint8_t*>(out));
+    return;
+  }
+  if constexpr (std::is_same_v<Element, std::uint8_t>) {
     for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
   } else if constexpr (std::is_same_v<Element, float>) {
     kernel.interpolate(map.interpolation, in, out);

@@ -41,7 +41,7 @@ void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
 }  // namespace
 
 // Without conversions of its own: those of float16 are another extension, F16C.
-const PadKernel kPadKernelAvx2 = {"avx2",         interpolate,     widen_float16, narrow_float16,
-                                  widen_bfloat16, narrow_bfloat16, stream};
+const PadKernel kPadKernelAvx2 = {"avx2",         interpolate,    copy_around,     widen_float16,
+                                  narrow_float16, widen_bfloat16, narrow_bfloat16, stream};
 
 }  // namespace pycodec

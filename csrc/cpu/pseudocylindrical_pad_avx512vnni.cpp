@@ -15,22 +15,21 @@ __mmask16 first_lanes(std::int64_t count) {
 
 void interpolate(const PadInterpolation& row, const float* in, float* out) {
   const __m512 one = _mm512_set1_ps(1);
-  const __m512i next = _mm512_set1_epi32(1);
   const __mmask16 low_lanes = first_lanes(row.width);
   const __mmask16 high_lanes = first_lanes(row.width - kPadBlock);
   for (std::int64_t i = 0; i < row.columns; i += kPadBlock) {
-    const __m512i index = load(row.left + i);
+    const __m512i left_index = load(row.left + i), right_index = load(row.right + i);
     const std::int32_t base = row.base[i / kPadBlock];
     __m512 left, right;
     if (base >= 0) {
       const __m512 low = _mm512_maskz_loadu_ps(low_lanes, in + base);
       const __m512 high = _mm512_maskz_loadu_ps(high_lanes, in + base + kPadBlock);
-      const __m512i lane = _mm512_sub_epi32(index, _mm512_set1_epi32(base));
-      left = _mm512_permutex2var_ps(low, lane, high);
-      right = _mm512_permutex2var_ps(low, _mm512_add_epi32(lane, next), high);
+      const __m512i start = _mm512_set1_epi32(base);
+      left = _mm512_permutex2var_ps(low, _mm512_sub_epi32(left_index, start), high);
+      right = _mm512_permutex2var_ps(low, _mm512_sub_epi32(right_index, start), high);
     } else {
-      left = _mm512_i32gather_ps(index, in, 4);
-      right = _mm512_i32gather_ps(load(row.right + i), in, 4);
+      left = _mm512_i32gather_ps(left_index, in, 4);
+      right = _mm512_i32gather_ps(right_index, in, 4);
     }
     const __m512 weight = _mm512_loadu_ps(row.weight + i);
     const __m512 value =
@@ -44,6 +43,33 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
   for (std::int64_t e = 0; e < row.exception_count; ++e) {
     const std::int32_t i = row.exceptions[e];
     out[i] = (1 - row.weight[i]) * in[row.left[i]] + row.weight[i] * in[row.right[i]];
+  }
+}
+
+__mmask64 first_bytes(std::int64_t count) { return (std::uint64_t{1} << count) - 1; }
+
+// Rows are short: a call of memcpy for each piece would take as long as the piece.
+void copy_around_avx512(const PadCopy& row, const std::uint8_t* in, std::uint8_t* out) {
+  std::int64_t done = 0;
+  for (std::int64_t column = row.first; done < row.columns; column = 0) {
+    const std::int64_t left = row.columns - done, ahead = row.source - column;
+    const std::int64_t count = left < ahead ? left : ahead;
+    std::int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      _mm512_storeu_si512(out + done + i, _mm512_loadu_si512(in + column + i));
+    }
+    if (i < count) {
+      const __mmask64 bytes = first_bytes(count - i);
+      const __m512i piece = _mm512_maskz_loadu_epi8(bytes, in + column + i);
+      _mm512_mask_storeu_epi8(out + done + i, bytes, piece);
+    }
+    done += count;
+  }
+  for (; done + 64 <= row.total; done += 64) {
+    _mm512_storeu_si512(out + done, _mm512_setzero_si512());
+  }
+  if (done < row.total) {
+    _mm512_mask_storeu_epi8(out + done, first_bytes(row.total - done), _mm512_setzero_si512());
   }
 }
 
@@ -97,12 +123,8 @@ void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
 
 }  // namespace
 
-const PadKernel kPadKernelAvx512Vnni = {"avx512vnni",
-                                        interpolate,
-                                        widen_float16_avx512,
-                                        narrow_float16_avx512,
-                                        widen_bfloat16_avx512,
-                                        narrow_bfloat16_avx512,
-                                        stream};
+const PadKernel kPadKernelAvx512Vnni = {
+    "avx512vnni",          interpolate,           copy_around_avx512,     widen_float16_avx512,
+    narrow_float16_avx512, widen_bfloat16_avx512, narrow_bfloat16_avx512, stream};
 
 }  // namespace pycodec
