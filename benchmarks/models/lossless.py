@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import pycodec
 from pycodec import api
 from pycodec.images import Picture, load_image
 from pycodec.models.zoo import WEIGHTS, load_model
@@ -72,7 +71,10 @@ def model_coder(name: str, threads: int | None) -> Coder:
         options = {"lossless": True, "model": model, "threads": threads}
         return api.encode_picture(Picture(pixels), 100, **options)[0]
 
-    return encode, lambda data, mode: pycodec.decode(data, threads=threads)
+    def decode(data: bytes, mode: str) -> np.ndarray:
+        return api.decode_picture(data, model=model, threads=threads)[0].pixels
+
+    return encode, decode
 
 
 def measure(coder: Coder, pictures: list[np.ndarray]) -> dict:

@@ -50,6 +50,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("weight_shape"), py::arg("x_is_signed"), py::arg("out_bytes"), py::arg("shift"),
         py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
+  bind_cuda_pseudocylindrical(m);
   bind_cuda_rans(m);
   bind_cuda_trimmed_conv2d(m);
   bind_cuda_wave_network(m);

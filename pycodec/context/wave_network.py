@@ -196,20 +196,23 @@ class WaveNetwork:
         symbols: NDArray[np.int32],
         side: Sequence[NDArray[np.int8]] = (),
         backend: str = "reference",
-    ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-        """What the last layer sees, [G * in_width, H, W], and its accumulators, [G, H, W].
+    ) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+        """What the last layer sees, [H, W, G * in_width], and its accumulators, [H, W, G].
 
         Arguments as of :meth:`table_indexes`.
         """
         head = self.layers[-1]
         tensors = self._tensors(symbols, side, len(self.layers) - 1, backend)
-        x = tensors[head.input].permute(0, 3, 1, 2)
-        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2).float()
+        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2)
         weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
-        # Sums of products of bytes, exact in float64.
-        sums = F.conv2d(x.double(), weight.double(), padding=weight.shape[2] // 2)
-        sums += torch.from_numpy(head.bias).double().view(1, -1, 1, 1)
-        return x[0].contiguous().numpy(), sums[0].numpy()
+        bias = torch.from_numpy(head.bias)
+        bound = int((128 * weight.long().abs().sum((1, 2, 3)) + bias.long().abs()).max())
+        # Either way all sums of products of bytes are exact.
+        dtype = torch.float32 if bound < 1 << 24 else torch.float64
+        x = tensors[head.input].permute(0, 3, 1, 2).to(dtype)
+        sums = F.conv2d(x, weight.to(dtype), bias.to(dtype), padding=weight.shape[2] // 2)
+        features = tensors[head.input][0]
+        return features.numpy(), sums[0].permute(1, 2, 0).numpy()
 
     def _tensors(
         self,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pycodec.coding.tables import TableSet
@@ -28,8 +29,8 @@ BIAS_UNIT = 64
 MAX_RICE, MAX_SHIFT = 7, 4
 _MAX_CHANGE = 1 << 12
 _LEAST_PIXELS = 1 << 14  # smaller pictures gain less than the change costs
-_BAND, _MARGIN, _SHARE = 32, 4, 3  # rows that count, rows around them, one row in so many
-_ITERATIONS = 3
+_BAND, _MARGIN, _SHARE = 32, 4, 4  # rows that count, rows around them, one row in so many
+_ITERATIONS, _CURVATURE_SHARE = 3, 4  # one pixel in so many for the second derivatives
 _PRIOR = 1000.0  # pixels that speak for the trained head
 
 Change = list[NDArray[np.int64]]
@@ -53,34 +54,34 @@ def fit_head(
     area = symbols[0].size
     if area < _LEAST_PIXELS:
         return b""
-    features, bits, base = _examples(network, symbols, side)
+    x, bits, base = _examples(network, symbols, side)
     head = network.layers[-1]
     step = _logit_step(tables)
     middle = len(tables.to_arrays()["sizes"]) // 2
     # Of a unit of the accumulator, in log odds.
     units = head.multiplier.astype(np.float64) * 2.0**-head.shift * step
-    changes: list[Change] = [[] for _ in range(MAX_SHIFT + 1)]
-    saved = np.zeros(MAX_SHIFT + 1)
-    for plane, channels in enumerate(_seen(head)):
-        x = np.empty((len(features), len(channels) + 1), np.float32)
-        x[:, :-1] = features[:, channels]
-        x[:, -1] = BIAS_UNIT
-        x *= np.float32(units[plane])
-        logits = (base[:, plane] * units[plane] - middle * step).astype(np.float32)
-        change = _newton(x, bits[:, plane], logits)
-        old = _weights(head, plane, channels)
-        before = _cost(logits, bits[:, plane])
-        for shift in range(MAX_SHIFT + 1):
-            whole = np.rint(change / (1 << shift)).astype(np.int64)
-            whole[:-1] = np.clip(whole[:-1], -((127 + old) >> shift), (127 - old) >> shift)
-            whole = np.clip(whole, -_MAX_CHANGE, _MAX_CHANGE)
-            after = _cost(logits + x @ (whole << shift).astype(np.float32), bits[:, plane])
-            changes[shift].append(whole)
-            saved[shift] += before - after
-    blobs = [_pack(change, shift) for shift, change in enumerate(changes)]
-    net = saved * area / len(features) - [8 * len(blob) for blob in blobs]
-    best = int(np.argmax(net))
-    return blobs[best] if net[best] > 0 else b""
+    logits = base * units.astype(np.float32) - np.float32(middle * step)
+    seen = np.pad(_seen(head), ((0, 0), (0, 1)), constant_values=True)
+    change, curvature = _newton(x, bits, logits, seen, units)
+    whole, loss = [], np.zeros(MAX_SHIFT + 1)
+    for shift in range(MAX_SHIFT + 1):
+        rounded = np.rint(change / (1 << shift)).astype(np.int64)
+        old = _weights(head)
+        rounded[:, :-1] = np.clip(rounded[:, :-1], -((127 + old) >> shift), (127 - old) >> shift)
+        rounded = np.clip(rounded, -_MAX_CHANGE, _MAX_CHANGE)
+        whole.append(rounded)
+        # Around the minimum the code length is quadratic.
+        error = change - (rounded << shift)
+        loss[shift] = np.einsum("gi,gij,gj->", error, curvature, error) / 2 / np.log(2)
+    blobs = [
+        _pack([row[plane] for row, plane in zip(rounded, seen, strict=True)], shift)
+        for shift, rounded in enumerate(whole)
+    ]
+    scale = area / len(x)
+    best = int(np.argmin(scale * loss + [8 * len(blob) for blob in blobs]))
+    changed = logits + _product(x, units[:, None] * (whole[best] << best))
+    saved = _cost(logits, bits) - _cost(changed, bits)
+    return blobs[best] if saved * scale > 8 * len(blobs[best]) else b""
 
 
 def with_head(network: WaveNetwork, blob: bytes) -> WaveNetwork:
@@ -92,16 +93,15 @@ def with_head(network: WaveNetwork, blob: bytes) -> WaveNetwork:
     if not blob:
         return network
     head = network.layers[-1]
-    seen = _seen(head)
+    seen, old = _seen(head), _weights(head)
     weight, bias = head.weight.copy(), head.bias.astype(np.int64)
     middle = weight.shape[1] // 2
-    for plane, (channels, change) in enumerate(
-        zip(seen, _unpack(blob, [len(c) + 1 for c in seen]), strict=True)
-    ):
-        values = _weights(head, plane, channels) + change[:-1]
+    counts = (seen.sum(1) + 1).tolist()
+    for plane, change in enumerate(_unpack(blob, counts)):
+        values = old[plane, seen[plane]] + change[:-1]
         if np.abs(values).max(initial=0) > 127:
             raise CorruptStreamError("a changed weight exceeds 127", section="tiles")
-        weight[plane, middle, middle, channels] = values
+        weight[plane, middle, middle, seen[plane]] = values
         bias[plane] += BIAS_UNIT * change[-1]
     reach = 128 * np.abs(weight.astype(np.int64)).sum((1, 2, 3)) + np.abs(bias)
     if reach.max() >= 1 << 31:
@@ -110,16 +110,16 @@ def with_head(network: WaveNetwork, blob: bytes) -> WaveNetwork:
     return replace(network, layers=[*network.layers[:-1], head])
 
 
-def _seen(head: IntegerLayer) -> list[NDArray[np.int64]]:
-    """For each plane the channels that it sees at its own position."""
+def _seen(head: IntegerLayer) -> NDArray[np.bool_]:
+    """Whether a plane sees a channel at its own position, [G, C]."""
     middle = head.mask.shape[2] // 2
-    groups = head.mask[:, :, middle, middle]
-    return [np.flatnonzero(np.repeat(seen, head.in_width)) for seen in groups]
+    return np.repeat(head.mask[:, :, middle, middle] != 0, head.in_width, axis=1)
 
 
-def _weights(head: IntegerLayer, plane: int, channels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _weights(head: IntegerLayer) -> NDArray[np.int64]:
+    """Of a plane for a channel at its own position, [G, C]."""
     middle = head.weight.shape[1] // 2
-    return head.weight[plane, middle, middle, channels].astype(np.int64)
+    return head.weight[:, middle, middle].astype(np.int64)
 
 
 def _logit_step(tables: TableSet) -> float:
@@ -133,36 +133,61 @@ def _logit_step(tables: TableSet) -> float:
 
 def _examples(
     network: WaveNetwork, symbols: NDArray[np.int32], side: Sequence[NDArray[np.int8]]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Of some pixels: what the head sees at their position, bits, accumulators of the head."""
-    height = symbols.shape[1]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Of n pixels: what the head sees at their position and BIAS_UNIT, [n, C + 1], bits, [n, G],
+    and accumulators of the head, [n, G]."""
+    planes, height, width = symbols.shape
     count = max(1, height // (_BAND * _SHARE))
-    features, bits, base = [], [], []
-    for top in np.linspace(0, max(0, height - _BAND), count).astype(int).tolist():
+    rows = min(_BAND, height)
+    channels = planes * network.layers[-1].in_width
+    x = np.empty((count, rows, width, channels + 1), np.float32)
+    bits, base = np.empty((2, count, rows, width, planes), np.float32)
+    x[..., -1] = BIAS_UNIT
+    for i, top in enumerate(np.linspace(0, height - rows, count).astype(int).tolist()):
         # Further rows, since a band has no border where it is cut out.
-        first, last = max(0, top - _MARGIN), top + _BAND + _MARGIN
+        first, last = max(0, top - _MARGIN), top + rows + _MARGIN
         part = np.ascontiguousarray(symbols[:, first:last])
-        planes = [np.ascontiguousarray(plane[:, first:last]) for plane in side]
-        below, sums = network.head_input(part, planes, backend="native")
-        rows = slice(top - first, top - first + _BAND)
-        for parts, values in ((features, below), (bits, part), (base, sums)):
-            parts.append(values[:, rows].reshape(len(values), -1).T)
-    stacked = [np.concatenate(parts) for parts in (features, bits, base)]
-    return stacked[0].astype(np.float32), stacked[1].astype(np.float32), stacked[2]
+        cut = [np.ascontiguousarray(plane[:, first:last]) for plane in side]
+        features, sums = network.head_input(part, cut, backend="native")
+        inside = slice(top - first, top - first + rows)
+        x[i, ..., :-1], base[i] = features[inside], sums[inside]
+        bits[i] = part[:, inside].transpose(1, 2, 0)
+    return x.reshape(-1, channels + 1), bits.reshape(-1, planes), base.reshape(-1, planes)
 
 
 def _newton(
-    x: NDArray[np.float32], bits: NDArray[np.float32], logits: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """Changes of the weights of ``x`` [n, d] that make ``bits`` more likely."""
-    prior = _PRIOR * np.maximum(np.square(x).mean(0), 1e-9).astype(np.float64)
-    change = np.zeros(x.shape[1])
-    for _ in range(_ITERATIONS):
-        one = _sigmoid(logits + x @ change.astype(np.float32))
-        gradient = (x.T @ (one - bits)).astype(np.float64) + prior * change
-        curvature = (x.T @ (x * (one * (1 - one))[:, None])).astype(np.float64)
-        change -= np.linalg.solve(curvature + np.diag(prior), gradient)
-    return change
+    x: NDArray[np.float32],
+    bits: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    units: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Changes of the weights for ``x``, [G, C + 1], that make ``bits`` more likely, and the
+    curvature of the code length in nats, [G, C + 1, C + 1]."""
+    some = np.ascontiguousarray(x[::_CURVATURE_SHARE])
+    energy = np.maximum(np.square(some).mean(0, dtype=np.float64), 1e-9)
+    change = np.zeros(seen.shape)
+    curvature = np.zeros((*seen.shape, seen.shape[1]))
+    for iteration in range(_ITERATIONS):
+        one = _sigmoid(logits + _product(x, units[:, None] * change))
+        gradient = units[:, None] * _product((one - bits).T, x.T)
+        for plane, channels in enumerate(seen):
+            block = np.ix_(channels, channels)
+            prior = _PRIOR * units[plane] ** 2 * energy[channels]
+            if iteration == 0:  # it changes little
+                p = one[::_CURVATURE_SHARE, plane, None]
+                part = some[:, channels]
+                inner = _product((part * (p * (1 - p))).T, part.T) * (len(x) / len(some))
+                curvature[plane][block] = inner * units[plane] ** 2 + np.diag(prior)
+            change[plane, channels] -= np.linalg.solve(
+                curvature[plane][block], gradient[plane, channels] + prior * change[plane, channels]
+            )
+    return change, curvature
+
+
+def _product(a: NDArray[np.float32], b: NDArray[np.floating]) -> NDArray[np.float32]:
+    """a b^T, by torch, which keeps to the number of threads that was asked for."""
+    return (torch.from_numpy(a) @ torch.from_numpy(b.astype(np.float32, copy=False)).T).numpy()
 
 
 def _sigmoid(z: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -171,7 +196,10 @@ def _sigmoid(z: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _cost(logits: NDArray[np.float32], bits: NDArray[np.float32]) -> float:
     """Code length in bits."""
-    return float(np.logaddexp(0, logits * (1 - 2 * bits)).sum(dtype=np.float64) / np.log(2))
+    z = logits * (1 - 2 * bits)
+    # The logarithm of 1 + exp(z).
+    nats = np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+    return float(nats.sum(dtype=np.float64) / np.log(2))
 
 
 def _pack(changes: Change, shift: int) -> bytes:

@@ -5,6 +5,12 @@ Every operation is a file here, and has the same name where its kernels are: ``c
 """
 
 from pycodec.ops.masked_conv2d import masked_conv2d
+from pycodec.ops.pseudocylindrical_mask import pseudocylindrical_mask
+from pycodec.ops.pseudocylindrical_pad import pseudocylindrical_pad
+from pycodec.ops.pseudocylindrical_slice import (
+    pseudocylindrical_slice,
+    pseudocylindrical_unslice,
+)
 from pycodec.ops.quantized_conv2d import QuantizedConv2d, quantized_conv2d
 from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
@@ -12,6 +18,10 @@ from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 __all__ = [
     "QuantizedConv2d",
     "masked_conv2d",
+    "pseudocylindrical_mask",
+    "pseudocylindrical_pad",
+    "pseudocylindrical_slice",
+    "pseudocylindrical_unslice",
     "quantized_conv2d",
     "quantized_trimmed_conv2d",
     "trimmed_conv2d",

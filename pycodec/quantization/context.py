@@ -68,14 +68,24 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, bits: Tensor, side: Tensor | None = None) -> None:
-        """Set the scales of the activations from a batch, each for the least squared error."""
+        """Set the scales of the activations from a batch, for little squared error of each."""
         self.enabled = False
-        results = self._tensors(bits, side)
+        results = [r.float().transpose(0, 1).flatten(1) for r in self._tensors(bits, side)[:-1]]
+        best = [_best_scales(x).log() for x in results]
+        # What is added up has channels in one proportion to each other: that of all the sums.
+        chains: dict[int, list[int]] = {}
+        roots: list[int] = []
+        inputs = 1 if side is None else 2
         for index, step in enumerate(self.network.steps()[:-1]):
-            x = results[index].float().transpose(0, 1).flatten(1)
-            if step.residual is not None:
-                x = (x / self.scales()[step.residual][:, None]).reshape(1, -1)
-            self.log_scales[index].copy_(_best_scales(x).log())
+            roots.append(index if step.residual is None else roots[step.residual - inputs])
+            chains.setdefault(roots[-1], []).append(index)
+        for root, chain in chains.items():
+            proportion = torch.stack([best[i] - best[i].mean() for i in chain]).mean(0)
+            self.log_scales[root].copy_(proportion + best[root].mean())
+            for index in chain[1:]:
+                scale = self.scales()[self.network.steps()[index].residual]
+                whole = (results[index] / scale[:, None]).reshape(1, -1)
+                self.log_scales[index].copy_(_best_scales(whole).log())
         self.enabled = True
 
     @torch.no_grad()

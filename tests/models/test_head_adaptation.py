@@ -85,7 +85,8 @@ def test_examples_are_what_the_network_computes(codec):
     count = rows.stop * bits.shape[2]
     np.testing.assert_array_equal(index[:count], expected[:, rows].reshape(8, -1).T)
     np.testing.assert_array_equal(seen[:count], bits[:, rows].reshape(8, -1).T)
-    assert features.shape == (len(sums), head.in_width * 8)
+    assert features.shape == (len(sums), head.in_width * 8 + 1)
+    assert (features[:, -1] == head_adaptation.BIAS_UNIT).all()
 
 
 def test_log_odds_of_the_tables():
@@ -95,10 +96,19 @@ def test_log_odds_of_the_tables():
 def test_newton_finds_the_weights():
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (60_000, 3)).astype(np.float32)
-    true = np.array([0.8, -0.5, 0.2])
-    bits = (rng.random(60_000) < 1 / (1 + np.exp(-(x @ true)))).astype(np.float32)
-    change = head_adaptation._newton(x, bits, np.zeros(60_000, np.float32))
-    np.testing.assert_allclose(change, true * 0.93, atol=0.06)  # the prior pulls to zero
+    seen = np.array([[True, True, True], [True, False, True]])
+    units = np.array([1.0, 0.5])  # of a change, in log odds
+    true = np.array([[0.8, -0.5, 0.2], [0.4, 0.0, -0.6]])
+    odds = x @ (units[:, None] * true).T
+    bits = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.float32)
+    zeros = np.zeros_like(bits)
+    change, curvature = head_adaptation._newton(x, bits, zeros, seen, units)
+    pull = 60_000 / (60_000 + 4.4 * head_adaptation._PRIOR)  # of the prior, to zero
+    np.testing.assert_allclose(change, true * pull, atol=0.05)
+    assert change[1, 1] == 0
+    # At even odds the curvature is that of p (1 - p) = 1 / 4 of each example, and the prior's.
+    expected = units**2 * (60_000 / 4 + head_adaptation._PRIOR)
+    np.testing.assert_allclose(curvature[:, 0, 0], expected, rtol=0.03)
 
 
 @given(
@@ -131,7 +141,7 @@ def test_damage(codec):
     ):
         with pytest.raises(CorruptStreamError, match=message):
             with_head(codec.gray, damaged)
-    counts = [len(channels) + 1 for channels in head_adaptation._seen(codec.gray.layers[-1])]
+    counts = head_adaptation._seen(codec.gray.layers[-1]).sum(1) + 1
     zeros = [np.zeros(count, np.int64) for count in counts]
     zeros[2][0] = 300
     with pytest.raises(CorruptStreamError, match="exceeds 127"):

@@ -1,0 +1,524 @@
+#include "cpu/pseudocylindrical_pad.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <tuple>
+#include <type_traits>
+
+#include "cpu/aligned_buffer.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/pseudocylindrical_pad_kernel.hpp"
+#include "cpu/simd_level.hpp"
+#include "sphere/tiles.hpp"
+
+namespace pycodec {
+namespace {
+
+constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudocylindrical_tiles.py
+constexpr std::int64_t kTaskBytes = 64 * 1024;
+constexpr std::int64_t kPrefetchBytes = 4 * 1024;
+constexpr std::int64_t kStreamTaskBytes = 256 * 1024;
+// Outputs larger than this will not be in the cache when they are read again, so they are written
+// past it: lines need not be read before they are written.
+constexpr std::int64_t kStreamBytes = 24 * 1024 * 1024;
+
+const PadKernel& kernel_for(SimdLevel level) {
+  switch (level) {
+#if defined(__x86_64__)
+    case SimdLevel::kAvx512Vnni:
+      return kPadKernelAvx512Vnni;
+    case SimdLevel::kAvx2:
+      return kPadKernelAvx2;
+#endif
+    default:
+      return kPadKernelScalar;
+  }
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+void check(const PadShape& s, const std::vector<std::int64_t>& widths) {
+  if (widths.empty() || s.batch % static_cast<std::int64_t>(widths.size()) != 0) {
+    throw std::invalid_argument("the batch must be a multiple of the number of tiles");
+  }
+  if (s.batch < 0 || s.channels < 0 || s.height < 1 || s.width < 1 || s.width > kMaxWidth ||
+      s.pad_rows < 0 || s.pad_columns < 0) {
+    throw std::invalid_argument("tiles need pixels, and padding that is not negative");
+  }
+  for (const std::int64_t width : widths) {
+    if (width < 1 || width > s.width) throw std::invalid_argument("a tile's width is out of range");
+  }
+}
+
+// How the columns of a padded row are read from a row of a tile, -pad_columns first.
+struct RowMap {
+  std::int64_t source, target;  // widths
+  std::int64_t columns;
+  bool copied;  // columns `first`, first + 1 ... around the source, as they are
+  std::int64_t first = 0;
+  PadCopy copy = {};  // the same, of single elements
+  // Otherwise, for each column: see PadInterpolation, whose arrays these are. The nearest column is
+  // the left one of integers.
+  std::vector<std::int32_t> left, right, base, exceptions;
+  std::vector<float> weight;
+  std::vector<double> weight64;
+  PadInterpolation interpolation = {};
+
+  RowMap(const PadShape& s, std::int64_t source_, std::int64_t target_, bool turned)
+      : source(source_), target(target_), columns(target + 2 * s.pad_columns) {
+    sphere::SourceColumns read = sphere::source_columns(-s.pad_columns, source, target, turned);
+    copied = source == target && read.rest == 0;
+    if (copied) {
+      first = read.left;
+      const std::int64_t bytes = element_bytes(s.type);
+      copy = {source * bytes, first * bytes, columns * bytes,
+              (s.width + 2 * s.pad_columns) * bytes};
+      return;
+    }
+    const auto size = static_cast<std::size_t>((columns + kPadBlock - 1) / kPadBlock * kPadBlock);
+    left.resize(size);
+    right.resize(size);
+    weight.resize(size);
+    weight64.resize(size);
+    // Column by column the position grows by source / target.
+    const std::int64_t step = source / target, step_rest = 2 * (source % target);
+    for (std::int64_t i = 0; i < columns; ++i) {
+      right[i] = static_cast<std::int32_t>(read.left + 1 < source ? read.left + 1 : 0);
+      const bool is_nearest_right = !is_float(s.type) && read.rest >= target;
+      left[i] = is_nearest_right ? right[i] : static_cast<std::int32_t>(read.left);
+      weight64[i] = static_cast<double>(read.rest) / static_cast<double>(2 * target);
+      weight[i] = static_cast<float>(weight64[i]);
+      read.left += step;
+      read.rest += step_rest;
+      if (read.rest >= 2 * target) {
+        read.rest -= 2 * target;
+        ++read.left;
+      }
+      while (read.left >= source) read.left -= source;
+    }
+    for (std::int64_t i = 0; i < columns; i += kPadBlock) add_block(s, i);
+    interpolation = {
+        columns,       s.width,     left.data(),       right.data(),
+        weight.data(), base.data(), exceptions.data(), std::int64_t(exceptions.size())};
+  }
+
+  RowMap(const RowMap&) = delete;  // `interpolation` has its addresses
+
+ private:
+  // The window of a block starts where one of its first columns, or of those behind the padding, is
+  // read.
+  void add_block(const PadShape& s, std::int64_t block) {
+    const std::int64_t end = std::min(block + kPadBlock, columns);
+    std::vector<std::int32_t> fewest(kPadBlock);
+    std::int64_t best = -1;
+    for (const std::int64_t first_column : {block, std::max(block, s.pad_columns)}) {
+      for (std::int64_t i = first_column; i < std::min(first_column + 2, end); ++i) {
+        const std::int64_t last_start = std::max<std::int64_t>(s.width - kPadSpan, 0);
+        const std::int64_t start = std::min<std::int64_t>(left[i], last_start);
+        std::vector<std::int32_t> outside;
+        for (std::int64_t j = block; j < end; ++j) {
+          const auto in_window = [&](std::int64_t column) {
+            return column >= start && column < start + kPadSpan;
+          };
+          const bool inside = in_window(left[j]) && in_window(right[j]);
+          if (!inside) outside.push_back(static_cast<std::int32_t>(j));
+        }
+        if (outside.size() < fewest.size()) {
+          fewest = outside;
+          best = start;
+        }
+      }
+    }
+    constexpr std::size_t kMostExceptions = 6;  // a few take less time than gathering the block
+    const bool fits = fewest.size() <= kMostExceptions;
+    base.push_back(static_cast<std::int32_t>(fits ? best : -1));
+    if (fits) exceptions.insert(exceptions.end(), fewest.begin(), fewest.end());
+  }
+};
+
+// What is read by the rows of padded tiles, of one picture.
+struct Plan {
+  struct Row {
+    std::int64_t tile, row;  // the source; the row within the tile
+    const RowMap* map;
+  };
+
+  std::vector<Row> rows;  // [tiles][height + 2 pad_rows]
+  std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::unique_ptr<RowMap>> maps;
+
+  Plan(const PadShape& s, const std::vector<std::int64_t>& widths) {
+    const auto tiles = static_cast<std::int64_t>(widths.size());
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      for (std::int64_t r = 0; r < s.height + 2 * s.pad_rows; ++r) {
+        const auto read = sphere::source_row(t * s.height - s.pad_rows + r, tiles * s.height);
+        const std::int64_t tile = read.row / s.height;
+        const auto key = std::make_tuple(widths[tile], widths[t], read.turned);
+        std::unique_ptr<RowMap>& map = maps[key];
+        if (!map) map = std::make_unique<RowMap>(s, widths[tile], widths[t], read.turned);
+        rows.push_back({tile, read.row % s.height, map.get()});
+      }
+    }
+  }
+};
+
+// Plans are kept: the layers of a network ask for the same few again and again.
+std::shared_ptr<const Plan> plan_of(const PadShape& s, const std::vector<std::int64_t>& widths) {
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                         std::vector<std::int64_t>>;
+  constexpr std::size_t kMostPlans = 32;
+  static std::mutex mutex;
+  static std::list<std::pair<Key, std::shared_ptr<const Plan>>> plans;  // the last used first
+  const Key key(s.height, s.width, s.pad_rows, s.pad_columns, element_bytes(s.type), widths);
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = std::find_if(plans.begin(), plans.end(),
+                                    [&](const auto& entry) { return entry.first == key; });
+    if (found != plans.end()) {
+      plans.splice(plans.begin(), plans, found);
+      return found->second;
+    }
+  }
+  auto plan = std::make_shared<const Plan>(s, widths);
+  std::lock_guard<std::mutex> lock(mutex);
+  plans.emplace_front(key, plan);
+  if (plans.size() > kMostPlans) plans.pop_back();
+  return plan;
+}
+
+// Writes bytes one after the other: straight to memory or, past the cache, through a small buffer
+// that makes whole lines of them.
+class Writer {
+ public:
+  static constexpr std::int64_t kFlushBytes = 16 * 1024;
+
+  // `most` is what one call may write.
+  Writer(std::uint8_t* to, bool streams, const PadKernel& kernel, std::int64_t most)
+      : to_(to),
+        streams_(streams),
+        kernel_(kernel),
+        buffer_(streams ? kFlushBytes + std::max(kFlushBytes, most) + 64 : 1) {
+    if (streams) {
+      begin_ = fill_ = reinterpret_cast<std::uintptr_t>(to) % 64;
+      to_ -= begin_;
+    }
+  }
+
+  // Where the next bytes go, which commit() counts.
+  std::uint8_t* next() { return streams_ ? buffer_.data() + fill_ : to_; }
+
+  void commit(std::int64_t bytes) {
+    if (!streams_) {
+      to_ += bytes;
+      return;
+    }
+    fill_ += static_cast<std::size_t>(bytes);
+    if (fill_ >= kFlushBytes) flush();
+  }
+
+  void copy(const std::uint8_t* from, std::int64_t bytes) {
+    while (bytes > 0) {
+      const std::int64_t piece = streams_ ? std::min(bytes, kFlushBytes) : bytes;
+      std::memcpy(next(), from, static_cast<std::size_t>(piece));
+      commit(piece);
+      from += piece;
+      bytes -= piece;
+    }
+  }
+
+  void zeros(std::int64_t bytes) {
+    while (bytes > 0) {
+      const std::int64_t piece = streams_ ? std::min(bytes, kFlushBytes) : bytes;
+      std::memset(next(), 0, static_cast<std::size_t>(piece));
+      commit(piece);
+      bytes -= piece;
+    }
+  }
+
+  void finish() {
+    if (streams_) std::memcpy(to_ + begin_, buffer_.data() + begin_, fill_ - begin_);
+  }
+
+ private:
+  // Whole lines leave. fill_ is larger than a line.
+  void flush() {
+    const std::size_t lines = fill_ / 64 * 64;
+    std::size_t done = 0;
+    if (begin_ > 0) {  // the first line is not ours alone
+      std::memcpy(to_ + begin_, buffer_.data() + begin_, 64 - begin_);
+      done = 64;
+    }
+    kernel_.stream(to_ + done, buffer_.data() + done, lines - done);
+    std::memcpy(buffer_.data(), buffer_.data() + lines, fill_ - lines);
+    to_ += lines;
+    fill_ -= lines;
+    begin_ = 0;
+  }
+
+  std::uint8_t* to_;  // in the buffer's mode the line where it begins
+  const bool streams_;
+  const PadKernel& kernel_;
+  AlignedBuffer buffer_;
+  std::size_t begin_ = 0, fill_ = 0;
+};
+
+// A pixel is an element, or all channels where they are last; what is around it is a plane.
+struct Layout {
+  std::int64_t planes, elements;  // planes of a tile, elements of a pixel
+
+  explicit Layout(const PadShape& s)
+      : planes(s.channels_last ? 1 : s.channels), elements(s.channels_last ? s.channels : 1) {}
+};
+
+template <class Element>
+void interpolate_pixel(const Element* left, const Element* right, Accumulator<Element> weight,
+                       std::int64_t count, Element* out) {
+  using Sum = Accumulator<Element>;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Sum a = static_cast<Sum>(left[i]), b = static_cast<Sum>(right[i]);
+    out[i] = static_cast<Element>((1 - weight) * a + weight * b);
+  }
+}
+
+template <class Element>
+Accumulator<Element> weight_of(const RowMap& map, std::int64_t column) {
+  if constexpr (std::is_same_v<Element, double>) return map.weight64[column];
+  return map.weight[column];
+}
+
+void prefetch(const void* start, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const std::uint8_t*>(start) + i);
+  }
+}
+
+// The padded row of single elements. `scratch` is for a row of the tiles and a padded one.
+template <class Element>
+void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
+             Element* out, std::vector<float>& scratch) {
+  if (map.copied) {
+    kernel.copy(map.copy, reinterpret_cast<const std::uint8_t*>(in),
+                reinterpret_cast<std::uint8_t*>(out));
+    return;
+  }
+  if constexpr (std::is_same_v<Element, std::uint8_t>) {
+    for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
+  } else if constexpr (std::is_same_v<Element, float>) {
+    kernel.interpolate(map.interpolation, in, out);
+  } else if constexpr (sizeof(Element) == 2) {
+    float *const wide = scratch.data(), *const padded = wide + s.width;
+    constexpr bool kIsFloat16 = std::is_same_v<Element, Float16>;
+    const auto widen = kIsFloat16 ? kernel.widen_float16 : kernel.widen_bfloat16;
+    const auto narrow = kIsFloat16 ? kernel.narrow_float16 : kernel.narrow_bfloat16;
+    widen(reinterpret_cast<const std::uint16_t*>(in), map.source, wide);
+    kernel.interpolate(map.interpolation, wide, padded);
+    narrow(padded, map.columns, reinterpret_cast<std::uint16_t*>(out));
+  } else {
+    for (std::int64_t i = 0; i < map.columns; ++i) {
+      const Element *left = in + map.left[i], *right = in + map.right[i];
+      interpolate_pixel(left, right, weight_of<Element>(map, i), 1, out + i);
+    }
+  }
+  std::fill(out + map.columns, out + s.width + 2 * s.pad_columns, Element{});
+}
+
+// A padded row of pixels with their channels.
+template <class Element>
+void pad_pixels(const RowMap& map, const PadShape& s, const Element* in, Writer& writer) {
+  const std::int64_t channels = s.channels;
+  const auto pixel_bytes = channels * static_cast<std::int64_t>(sizeof(Element));
+  const auto* const bytes = reinterpret_cast<const std::uint8_t*>(in);
+  if (map.copied) {
+    std::int64_t left = map.columns;
+    for (std::int64_t column = map.first; left > 0; column = 0) {
+      const std::int64_t count = std::min(left, map.source - column);
+      writer.copy(bytes + column * pixel_bytes, count * pixel_bytes);
+      left -= count;
+    }
+  } else {
+    for (std::int64_t i = 0; i < map.columns; ++i) {
+      if constexpr (std::is_same_v<Element, std::uint8_t>) {
+        writer.copy(bytes + map.left[i] * pixel_bytes, pixel_bytes);
+      } else {
+        interpolate_pixel(in + map.left[i] * channels, in + map.right[i] * channels,
+                          weight_of<Element>(map, i), channels,
+                          reinterpret_cast<Element*>(writer.next()));
+        writer.commit(pixel_bytes);
+      }
+    }
+  }
+  writer.zeros((s.width - map.target) * pixel_bytes);
+}
+
+template <class Element>
+void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Element* x, Element* y,
+         int threads) {
+  const Layout layout(s);
+  const std::shared_ptr<const Plan> kept = plan_of(s, widths);
+  const Plan& plan = *kept;
+  const PadKernel& kernel = kernel_for(simd_level());
+  const auto tiles = static_cast<std::int64_t>(widths.size());
+  const std::int64_t row = s.width * layout.elements;
+  const std::int64_t padded_row = (s.width + 2 * s.pad_columns) * layout.elements;
+  const std::int64_t padded_rows = s.height + 2 * s.pad_rows;
+  const std::int64_t row_bytes = padded_row * static_cast<std::int64_t>(sizeof(Element));
+  const bool streams = s.batch * layout.planes * padded_rows * row_bytes >= kStreamBytes;
+  const std::int64_t most =
+      s.channels_last ? s.channels * static_cast<std::int64_t>(sizeof(Element)) : row_bytes;
+  // A task is some planes of a tile, or some rows of one.
+  const std::int64_t bytes = streams ? kStreamTaskBytes : kTaskBytes;
+  const auto at_least_1 = [](std::int64_t n) { return std::max<std::int64_t>(n, 1); };
+  const std::int64_t rows_of_task = std::min(at_least_1(bytes / row_bytes), padded_rows);
+  const std::int64_t planes_of_task =
+      std::min(at_least_1(bytes / (padded_rows * row_bytes)), layout.planes);
+  const std::int64_t tasks_of_plane = ceil_div(padded_rows, rows_of_task);
+  const std::int64_t tasks_of_tile = ceil_div(layout.planes, planes_of_task) * tasks_of_plane;
+  parallel_for(s.batch * tasks_of_tile, threads, [&](std::int64_t task) {
+    const std::int64_t number = task / tasks_of_tile;  // of the tile, in the batch
+    const std::int64_t tile = number % tiles;
+    const std::int64_t plane = task % tasks_of_tile / tasks_of_plane * planes_of_task;
+    const std::int64_t plane_end = std::min(plane + planes_of_task, layout.planes);
+    const std::int64_t begin = task % tasks_of_plane * rows_of_task;
+    const std::int64_t end = std::min(begin + rows_of_task, padded_rows);
+    const auto source = [&](std::int64_t r, std::int64_t p) {
+      const Plan::Row& read = plan.rows[tile * padded_rows + r];
+      const std::int64_t from = (number - tile + read.tile) * layout.planes + p;
+      return x + (from * s.height + read.row) * row;
+    };
+    const auto map = [&](std::int64_t r) -> const RowMap& {
+      return *plan.rows[tile * padded_rows + r].map;
+    };
+    Element* const out = y + ((number * layout.planes + plane) * padded_rows + begin) * padded_row;
+    Writer writer(reinterpret_cast<std::uint8_t*>(out), streams, kernel, most);
+    std::vector<float> scratch(
+        static_cast<std::size_t>(sizeof(Element) == 2 ? 2 * (s.width + s.pad_columns) : 0));
+    for (std::int64_t p = plane; p < plane_end; ++p) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        if (s.channels_last) {
+          pad_pixels(map(r), s, source(r, p), writer);
+        } else {
+          // Rows are short and come from three tiles: the hardware does not see what is next.
+          if (!streams)
+            prefetch(writer.next() + kPrefetchBytes, static_cast<std::size_t>(row_bytes));
+          if (p + 1 < layout.planes)
+            prefetch(source(r, p + 1), static_cast<std::size_t>(s.width) * sizeof(Element));
+          pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()),
+                  scratch);
+          writer.commit(row_bytes);
+        }
+      }
+    }
+    writer.finish();
+  });
+}
+
+}  // namespace
+
+void pseudocylindrical_pad(const PadShape& s, const std::vector<std::int64_t>& widths,
+                           const void* x, void* y, int threads) {
+  check(s, widths);
+  if (s.batch == 0 || s.channels == 0) return;
+  const auto run = [&](auto element) {
+    using Element = decltype(element);
+    pad(s, widths, static_cast<const Element*>(x), static_cast<Element*>(y), threads);
+  };
+  if (is_float(s.type)) {
+    with_float(s.type, run);
+  } else {
+    run(std::uint8_t{});
+  }
+}
+
+namespace {
+
+// The sum of what the padded rows that read a row weigh it with.
+template <class Element>
+class AdjointRow {
+ public:
+  using Sum = Accumulator<Element>;
+
+  AdjointRow(const PadShape& s, const Layout& layout)
+      : elements_(layout.elements), sums_(static_cast<std::size_t>(s.width * layout.elements)) {}
+
+  void clear() { std::fill(sums_.begin(), sums_.end(), Sum{0}); }
+
+  void add(const RowMap& map, const Element* y) {
+    if (map.copied) {
+      std::int64_t left = map.columns;
+      for (std::int64_t column = map.first; left > 0; column = 0) {
+        const std::int64_t count = std::min(left, map.source - column);
+        add_pixels(column, y, 1, count * elements_);
+        y += count * elements_;
+        left -= count;
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < map.columns; ++i, y += elements_) {
+      const Sum weight = weight_of<Element>(map, i);
+      add_pixels(map.left[i], y, 1 - weight, elements_);
+      add_pixels(map.right[i], y, weight, elements_);
+    }
+  }
+
+  void store(Element* x) const {
+    for (const Sum sum : sums_) *x++ = static_cast<Element>(sum);
+  }
+
+ private:
+  void add_pixels(std::int64_t column, const Element* y, Sum weight, std::int64_t count) {
+    Sum* sums = sums_.data() + column * elements_;
+    for (std::int64_t i = 0; i < count; ++i) sums[i] += weight * static_cast<Sum>(y[i]);
+  }
+
+  const std::int64_t elements_;
+  std::vector<Sum> sums_;
+};
+
+}  // namespace
+
+void pseudocylindrical_pad_adjoint(const PadShape& s, const std::vector<std::int64_t>& widths,
+                                   const void* y, void* x, int threads) {
+  check(s, widths);
+  if (!is_float(s.type)) throw std::invalid_argument("integers have no adjoint");
+  if (s.batch == 0 || s.channels == 0) return;
+  const std::shared_ptr<const Plan> kept = plan_of(s, widths);
+  const Plan& plan = *kept;
+  const Layout layout(s);
+  const auto tiles = static_cast<std::int64_t>(widths.size());
+  const std::int64_t padded_rows = s.height + 2 * s.pad_rows;
+  std::vector<std::vector<std::int64_t>> readers(static_cast<std::size_t>(tiles * s.height));
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    readers[plan.rows[i].tile * s.height + plan.rows[i].row].push_back(
+        static_cast<std::int64_t>(i));
+  }
+  const std::int64_t row_elements = s.width * layout.elements;
+  const std::int64_t padded_elements = (s.width + 2 * s.pad_columns) * layout.elements;
+  const std::int64_t rows = s.batch * layout.planes * s.height;
+  const std::int64_t rows_of_task = std::max<std::int64_t>(kTaskBytes / (4 * row_elements), 1);
+  with_float(s.type, [&](auto element) {
+    using Element = decltype(element);
+    parallel_for((rows + rows_of_task - 1) / rows_of_task, threads, [&](std::int64_t task) {
+      const std::int64_t begin = task * rows_of_task, end = std::min(begin + rows_of_task, rows);
+      AdjointRow<Element> sum(s, layout);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t plane = i / s.height % layout.planes;
+        const std::int64_t number = i / s.height / layout.planes;
+        const std::int64_t tile = number % tiles;
+        sum.clear();
+        for (const std::int64_t reader : readers[tile * s.height + i % s.height]) {
+          const std::int64_t other = number - tile + reader / padded_rows;
+          const std::int64_t row =
+              (other * layout.planes + plane) * padded_rows + reader % padded_rows;
+          sum.add(*plan.rows[reader].map, static_cast<const Element*>(y) + row * padded_elements);
+        }
+        sum.store(static_cast<Element*>(x) + i * row_elements);
+      }
+    });
+  });
+}
+
+}  // namespace pycodec
