@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from pycodec.ops.quadtree_stage import (
     stage_parameters,
 )
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
+from pycodec.projection.grid import SphereGrid
 
 QUALITY_MIN, QUALITY_MAX = 100, 10_000
 """Quality codes: hundredths of the quality 1 to 100."""
@@ -78,13 +79,29 @@ class _AtQuality:
     hyper_index: Tensor
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is coded together: one tile of a picture, or several of a sphere, which share a stream.
+
+    ``widths`` and ``hyper_widths`` are the columns of each that are coded; tensors have
+    ``height`` by ``width`` latents for each.
+    """
+
+    at: list[_AtQuality]
+    height: int
+    width: int
+    widths: tuple[int, ...]
+    hyper_widths: tuple[int, ...]
+    grid: SphereGrid | None
+
+
 @dataclass
 class CodedLatents:
     """What ``IntegerEntropyModel.encode`` returns.
 
     Attributes:
         stream: the rANS stream.
-        latents: int32 [H, W, M] as the decoder will have them.
+        latents: int32 [H, W, M] (of a sphere [T, H, W, M]) as the decoder will have them.
         symbols, indexes: all symbols in stream order and the table of each.
         seconds: time spent in the networks and steps (``entropy``) and in the coder (``rans``).
     """
@@ -131,7 +148,7 @@ class IntegerEntropyModel:
             raise InputError(f"the entropy model lacks the tensor {error}") from None
         if self.tables.num_tables != 2 * SCALE_LEVELS:
             raise InputError(f"expected {2 * SCALE_LEVELS} tables, got {self.tables.num_tables}")
-        self._at_quality = functools.lru_cache(maxsize=8)(self._prepare)
+        self._at_quality = functools.lru_cache(maxsize=32)(self._prepare)
 
     def _layer(self, name: str, quality_code: int | None = None) -> QuantizedConv2d:
         bias = self._tensors[f"{name}.bias"]
@@ -163,26 +180,63 @@ class IntegerEntropyModel:
             hyper_index=(SCALE_LEVELS + level).to(torch.uint8),
         )
 
-    def _features(self, z: Tensor, height: int, width: int, at: _AtQuality, threads: int) -> Tensor:
-        """Hyperlatents int8 [h, w, Z] to features uint8 [1, height, width, F]."""
-        conv1, conv2, conv3, conv4 = at.hyper_layers
-        x = conv2(conv1(z[None].contiguous(), threads), threads)
-        x = conv4(conv3(pixel_shuffle(x), threads), threads)
-        return pixel_shuffle(x)[:, :height, :width].contiguous()
+    def _plan(
+        self, quality_codes: Sequence[int], height: int, width: int, grid: SphereGrid | None
+    ) -> _Plan:
+        for code in quality_codes:
+            _check_quality(code)
+        at = [self._at_quality(code) for code in quality_codes]
+        if grid is None:
+            hyper = -(-width // HYPER_STRIDE)
+            return _Plan(at, height, width, (width,), (hyper,), None)
+        if len(at) != grid.tiles:
+            raise InputError(f"{grid.tiles} tiles, but {len(at)} qualities")
+        widths = tuple(HYPER_STRIDE * w for w in grid.widths)
+        return _Plan(at, HYPER_STRIDE, max(widths), widths, grid.widths, grid)
+
+    def _convolve3x3(self, layer: QuantizedConv2d, x: Tensor, plan: _Plan, threads: int) -> Tensor:
+        if plan.grid is None:
+            return layer(x, threads)
+        # The layer pads with zeros once more: what they touch is cut off.
+        padded = plan.grid.pad(x, 1, backend=self.backend)
+        return layer(padded, threads)[:, 1:-1, 1:-1].contiguous()
+
+    @staticmethod
+    def _by_tile(layers: list[QuantizedConv2d], x: Tensor, threads: int) -> Tensor:
+        """A pointwise layer whose bias depends on the tile's quality."""
+        if len(layers) == 1 or all(layer is layers[0] for layer in layers):
+            return layers[0](x, threads)
+        tiles = [layer(x[i : i + 1], threads) for i, layer in enumerate(layers)]
+        return torch.cat(tiles)
+
+    def _features(self, z: Tensor, plan: _Plan, threads: int) -> Tensor:
+        """Hyperlatents int8 [B, h, w, Z] to features uint8 [B, height, width, F]."""
+        conv1, conv2, conv3, _ = plan.at[0].hyper_layers  # the last alone depends on quality
+        x = conv2(self._convolve3x3(conv1, z, plan, threads), threads)
+        x = self._convolve3x3(conv3, pixel_shuffle(x), plan, threads)
+        x = self._by_tile([at.hyper_layers[3] for at in plan.at], x, threads)
+        return pixel_shuffle(x)[:, : plan.height, : plan.width].contiguous()
 
     def _stage_head(
-        self, stage: int, features: Tensor, context: Tensor, at: _AtQuality, threads: int
+        self, stage: int, features: Tensor, context: Tensor, plan: _Plan, threads: int
     ) -> Tensor:
-        """Network of one stage: int32 [height, width, 2 M]."""
+        """Network of one stage: int32 [B, height, width, 2 M]."""
         x = features
         if stage:
-            seen = self._fixed_layers[f"stage{stage}.context"](context[None], threads)
+            layer = self._fixed_layers[f"stage{stage}.context"]
+            seen = self._convolve3x3(layer, context, plan, threads)
             x = torch.cat([features, seen], dim=3)
-        x = self._fixed_layers[f"stage{stage}.hidden"](at.mix_layers[stage](x, threads), threads)
-        return self._fixed_layers[f"stage{stage}.head"](x, threads)[0]
+        x = self._by_tile([at.mix_layers[stage] for at in plan.at], x, threads)
+        x = self._fixed_layers[f"stage{stage}.hidden"](x, threads)
+        return self._fixed_layers[f"stage{stage}.head"](x, threads)
 
-    def _hyper_indexes(self, at: _AtQuality, height: int, width: int) -> np.ndarray:
-        return at.hyper_index.numpy()[None, None].repeat(height, axis=0).repeat(width, axis=1)
+    @staticmethod
+    def _hyper_indexes(plan: _Plan) -> list[np.ndarray]:
+        height = -(-plan.height // HYPER_STRIDE)
+        return [
+            at.hyper_index.numpy()[None, None].repeat(height, axis=0).repeat(width, axis=1)
+            for at, width in zip(plan.at, plan.hyper_widths, strict=True)
+        ]
 
     def encode(
         self, latents: Tensor, hyperlatents: Tensor, quality_code: int, threads: int = 1
@@ -195,42 +249,84 @@ class IntegerEntropyModel:
             quality_code: 100 to 10000.
             threads: of the native kernels.
         """
-        _check_quality(quality_code)
+        plan = self._plan([quality_code], latents.shape[0], latents.shape[1], None)
+        coded = self._encode(latents[None], hyperlatents[None], plan, threads)
+        return replace(coded, latents=coded.latents[0])
+
+    def encode_sphere(
+        self,
+        latents: Tensor,
+        hyperlatents: Tensor,
+        grid: SphereGrid,
+        quality_codes: Sequence[int],
+        threads: int = 1,
+    ) -> CodedLatents:
+        """Encode the tiles of a pseudocylindrical representation together, in one stream.
+
+        Every convolution pads on the sphere: each stage sees all of the earlier ones around a
+        position, across the borders of tiles and of the picture. The order of symbols is that of
+        :meth:`encode`, in each stage tile by tile.
+
+        Args:
+            latents: int32 [T, 4, 4 grid.columns, M], in units of 2**-LATENT_FRACTION_BITS.
+            hyperlatents: int32 [T, 1, grid.columns, Z].
+            grid: of T tiles.
+            quality_codes: of each tile.
+            threads: of the native kernels.
+        """
+        plan = self._plan(quality_codes, latents.shape[1], latents.shape[2], grid)
+        return self._encode(latents, hyperlatents, plan, threads)
+
+    def _encode(
+        self, latents: Tensor, hyperlatents: Tensor, plan: _Plan, threads: int
+    ) -> CodedLatents:
         began = time.perf_counter()
-        at = self._at_quality(quality_code)
         latents = latents.clamp(-LATENT_LIMIT, LATENT_LIMIT).contiguous()
         z = hyperlatents.clamp(-HYPERLATENT_LIMIT, HYPERLATENT_LIMIT).int().contiguous()
-        height, width, _ = latents.shape
-        features = self._features(z.to(torch.int8), height, width, at, threads)
+        features = self._features(z.to(torch.int8), plan, threads)
         decoded = torch.zeros_like(latents)
         context = torch.zeros(latents.shape, dtype=torch.int8)
-        symbols = [z.numpy().reshape(-1)]
-        indexes = [self._hyper_indexes(at, z.shape[0], z.shape[1]).reshape(-1)]
+        symbols = [t[:, :w].numpy().ravel() for t, w in zip(z, plan.hyper_widths, strict=True)]
+        indexes = [index.reshape(-1) for index in self._hyper_indexes(plan)]
+        options = {"threads": threads, "backend": self.backend}
         for stage in range(STAGES):
-            head = self._stage_head(stage, features, context, at, threads)
-            options = {"threads": threads, "backend": self.backend}
-            mean, index = stage_parameters(head, stage, at.log2_step, **options)
-            symbol = quantize_residuals(
-                latents, stage, mean, index, at.step, self._rounding, **options
-            )
-            reconstruct_stage(
-                symbol,
-                stage,
-                mean,
-                at.step,
-                self._context_multiplier,
-                self._context_shift,
-                decoded,
-                context,
-                **options,
-            )
-            symbols.append(symbol.numpy().reshape(-1))
-            indexes.append(index.numpy().reshape(-1))
+            heads = self._stage_head(stage, features, context, plan, threads)
+            for tile, (at, width) in enumerate(zip(plan.at, plan.widths, strict=True)):
+                mean, index = stage_parameters(heads[tile], stage, at.log2_step, **options)
+                symbol = quantize_residuals(
+                    latents[tile], stage, mean, index, at.step, self._rounding, **options
+                )
+                self._reconstruct(symbol, stage, mean, at, decoded[tile], context[tile], threads)
+                symbols.append(symbol[:, :width].numpy().ravel())
+                indexes.append(index[:, :width].numpy().ravel())
         all_symbols, all_indexes = np.concatenate(symbols), np.concatenate(indexes)
         modelled = time.perf_counter()
         stream = rans.encode(all_symbols, all_indexes, self.tables)
         seconds = {"entropy": modelled - began, "rans": time.perf_counter() - modelled}
         return CodedLatents(stream, decoded, all_symbols, all_indexes, seconds)
+
+    def _reconstruct(
+        self,
+        symbols: Tensor,
+        stage: int,
+        mean: Tensor,
+        at: _AtQuality,
+        decoded: Tensor,
+        context: Tensor,
+        threads: int,
+    ) -> None:
+        reconstruct_stage(
+            symbols,
+            stage,
+            mean,
+            at.step,
+            self._context_multiplier,
+            self._context_shift,
+            decoded,
+            context,
+            threads=threads,
+            backend=self.backend,
+        )
 
     def decode(
         self,
@@ -252,37 +348,73 @@ class IntegerEntropyModel:
         Raises:
             CorruptStreamError: the stream is damaged.
         """
-        _check_quality(quality_code)
+        plan = self._plan([quality_code], height, width, None)
+        return self._decode(stream, plan, threads, seconds)[0]
+
+    def decode_sphere(
+        self,
+        stream: bytes,
+        grid: SphereGrid,
+        quality_codes: Sequence[int],
+        threads: int = 1,
+        seconds: dict[str, float] | None = None,
+    ) -> Tensor:
+        """Inverse of :meth:`encode_sphere`: latents, int32 [T, 4, 4 grid.columns, M].
+
+        Columns to the right of a tile's own have no meaning. Arguments and errors are those of
+        :meth:`decode`.
+        """
+        plan = self._plan(quality_codes, HYPER_STRIDE, HYPER_STRIDE * grid.columns, grid)
+        return self._decode(stream, plan, threads, seconds)
+
+    def _decode(
+        self, stream: bytes, plan: _Plan, threads: int, seconds: dict[str, float] | None
+    ) -> Tensor:
         began = time.perf_counter()
         coder = 0.0
-        at = self._at_quality(quality_code)
         decoder = rans.RansDecoder(stream, self.tables)
-        hyper_height, hyper_width = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
-        z = decoder.decode(self._hyper_indexes(at, hyper_height, hyper_width))
-        if np.abs(z.astype(np.int64)).max() > HYPERLATENT_LIMIT:
+
+        def read(indexes: list[np.ndarray], width: int) -> Tensor:
+            """Symbols [B, height, width, channels] of the indexes of each tile's own columns."""
+            nonlocal coder
+            started = time.perf_counter()
+            values = decoder.decode(np.concatenate([index.reshape(-1) for index in indexes]))
+            coder += time.perf_counter() - started
+            if len(indexes) == 1:
+                return torch.from_numpy(values.reshape(1, *indexes[0].shape))
+            height, _, channels = indexes[0].shape
+            out = torch.zeros((len(indexes), height, width, channels), dtype=torch.int32)
+            ends = np.cumsum([index.size for index in indexes])
+            for tile, (index, part) in enumerate(
+                zip(indexes, np.split(values, ends[:-1]), strict=True)
+            ):
+                out[tile, :, : index.shape[1]] = torch.from_numpy(part.reshape(index.shape))
+            return out
+
+        z = read(self._hyper_indexes(plan), max(plan.hyper_widths))
+        # In 64 bits: the least int32 has no magnitude in 32.
+        if z.long().abs().max() > HYPERLATENT_LIMIT:
             raise CorruptStreamError("a hyperlatent is out of range; the tile is damaged")
-        features = self._features(torch.from_numpy(z).to(torch.int8), height, width, at, threads)
-        shape = (height, width, self.latent_channels)
+        features = self._features(z.to(torch.int8), plan, threads)
+        shape = (len(plan.at), plan.height, plan.width, self.latent_channels)
         decoded = torch.zeros(shape, dtype=torch.int32)
         context = torch.zeros(shape, dtype=torch.int8)
+        options = {"threads": threads, "backend": self.backend}
         for stage in range(STAGES):
-            head = self._stage_head(stage, features, context, at, threads)
-            options = {"threads": threads, "backend": self.backend}
-            mean, index = stage_parameters(head, stage, at.log2_step, **options)
-            started = time.perf_counter()
-            symbols = torch.from_numpy(decoder.decode(index.numpy()))
-            coder += time.perf_counter() - started
-            reconstruct_stage(
-                symbols,
-                stage,
-                mean,
-                at.step,
-                self._context_multiplier,
-                self._context_shift,
-                decoded,
-                context,
-                **options,
-            )
+            heads = self._stage_head(stage, features, context, plan, threads)
+            parameters = [
+                stage_parameters(heads[tile], stage, at.log2_step, **options)
+                for tile, at in enumerate(plan.at)
+            ]
+            indexes = [
+                index[:, :width].numpy()
+                for (_, index), width in zip(parameters, plan.widths, strict=True)
+            ]
+            symbols = read(indexes, plan.width)
+            for tile, (at, (mean, _)) in enumerate(zip(plan.at, parameters, strict=True)):
+                self._reconstruct(
+                    symbols[tile], stage, mean, at, decoded[tile], context[tile], threads
+                )
         decoder.finish()
         if seconds is not None:
             total = time.perf_counter() - began

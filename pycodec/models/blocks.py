@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pycodec.projection.grid import SphereGrid
+
 QUALITY_NODES = 9
 """Nodes of every piecewise linear function of quality."""
+
+
+_GRID: contextvars.ContextVar[SphereGrid | None] = contextvars.ContextVar("grid", default=None)
+
+
+@contextlib.contextmanager
+def on_sphere(grid: SphereGrid) -> Iterator[None]:
+    """Within, batches are the tiles of ``grid``; convolutions pad as these lie on the sphere."""
+    token = _GRID.set(grid)
+    try:
+        yield
+    finally:
+        _GRID.reset(token)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer's convolution with weights of another type; padding is zero, or see on_sphere."""
+    grid, padding = _GRID.get(), layer.padding
+    if grid is not None and layer.kernel_size != (1, 1):
+        x, padding = grid.pad(x, layer.kernel_size[0] // 2), 0
+    return F.conv2d(x, weight, bias, layer.stride, padding)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that may act on the sphere: see :func:`on_sphere`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(self, x, self.weight, self.bias)
 
 
 def quality_position(quality: Tensor | float) -> Tensor:
@@ -64,7 +98,7 @@ class Branch(nn.Module):
 
     def convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         weight, bias = layer.weight.to(self.dtype), layer.bias.to(self.dtype)
-        return F.conv2d(x.to(self.dtype), weight, bias, padding=layer.padding)
+        return convolve(layer, x.to(self.dtype), weight, bias)
 
 
 class ResidualBlock(Branch):

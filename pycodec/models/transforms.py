@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pycodec.models.blocks import BottleneckBlock, QualityAffine, ResidualBlock, Upsample
+from pycodec.models.blocks import BottleneckBlock, Conv2d, QualityAffine, ResidualBlock, Upsample
 
 LATENT_STRIDE = 16
 """Pixels a latent position stands for, in each direction."""
@@ -24,16 +24,16 @@ class Analysis(nn.Module):
     def __init__(self, widths: tuple[int, int, int], latent_channels: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = widths
-        self.stem = nn.Conv2d(48, quarter, 3, padding=1)
+        self.stem = Conv2d(48, quarter, 3, padding=1)
         self.block4 = ResidualBlock(quarter)
         self.affine4 = QualityAffine(quarter)
-        self.down8 = nn.Conv2d(quarter, eighth, 3, stride=2, padding=1)
+        self.down8 = Conv2d(quarter, eighth, 3, stride=2, padding=1)
         self.blocks8 = nn.Sequential(BottleneckBlock(eighth), BottleneckBlock(eighth))
         self.affine8 = QualityAffine(eighth)
-        self.down16 = nn.Conv2d(eighth, sixteenth, 3, stride=2, padding=1)
+        self.down16 = Conv2d(eighth, sixteenth, 3, stride=2, padding=1)
         self.blocks16 = nn.Sequential(BottleneckBlock(sixteenth), BottleneckBlock(sixteenth))
         self.affine16 = QualityAffine(sixteenth)
-        self.head = nn.Conv2d(sixteenth, latent_channels, 1)
+        self.head = Conv2d(sixteenth, latent_channels, 1)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(x - 0.5, 4))
@@ -50,7 +50,7 @@ class Synthesis(nn.Module):
         super().__init__()
         quarter, eighth, sixteenth = widths
         self.affine_latent = QualityAffine(latent_channels)
-        self.head = nn.Conv2d(latent_channels, sixteenth, 1)
+        self.head = Conv2d(latent_channels, sixteenth, 1)
         self.blocks16 = nn.Sequential(BottleneckBlock(sixteenth), BottleneckBlock(sixteenth))
         self.affine16 = QualityAffine(sixteenth)
         self.up8 = Upsample(sixteenth, eighth)
@@ -59,7 +59,7 @@ class Synthesis(nn.Module):
         self.up4 = Upsample(eighth, quarter)
         self.block4 = ResidualBlock(quarter)
         self.affine4 = QualityAffine(quarter)
-        self.tail = nn.Conv2d(quarter, 48, 3, padding=1)
+        self.tail = Conv2d(quarter, 48, 3, padding=1)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         x = self.head(self.affine_latent(y, quality))
@@ -74,10 +74,10 @@ class HyperAnalysis(nn.Module):
 
     def __init__(self, latent_channels: int, hidden: int, hyper_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(latent_channels, hidden, 3, stride=2, padding=1)
+        self.conv1 = Conv2d(latent_channels, hidden, 3, stride=2, padding=1)
         self.affine = QualityAffine(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(hidden, hyper_channels, 1)
+        self.conv2 = Conv2d(hidden, hidden, 3, stride=2, padding=1)
+        self.conv3 = Conv2d(hidden, hyper_channels, 1)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         x = F.relu(self.affine(self.conv1(y), quality))
