@@ -8,6 +8,7 @@ that training can go on with it (LSQ, arXiv 1902.08153); :func:`export_network` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ MAX_LOGIT = PRECISION * math.log(2)
 LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
 
+_USUAL_SIZE = 4.0  # of the weights that make one channel, by their root of squares
 _MULTIPLIER_BITS = 24
 _MAX_BIAS = 1 << 29
 
@@ -268,6 +270,47 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
             )
         )
     return layers
+
+
+@torch.no_grad()
+def restore_network(network: LosslessNetwork, layers: Sequence[IntegerLayer]) -> None:
+    """Set the weights to those of an exported network, to train it further.
+
+    Scales of activations are not kept in integers, and mean nothing without rounding: they are
+    chosen so that weights are as large as those of trained networks.
+
+    Raises:
+        InputError: the layers are those of another network.
+    """
+    steps = network.steps()
+    shapes = [tuple(effective_weight(step)[0].permute(0, 2, 3, 1).shape) for step in steps]
+    if shapes != [layer.weight.shape for layer in layers]:
+        raise InputError("the model's layers are those of another network")
+    scales = [np.ones(PLANES)]
+    if network.side is not None:
+        scales.append(np.ones(network.side.conv.in_channels))
+    for step, layer in zip(steps, layers, strict=True):
+        factor = layer.multiplier * 2.0**-layer.shift
+        weight = layer.weight.transpose(0, 3, 1, 2) * factor[:, None, None, None]
+        weight = weight / scales[step.input][:, None, None]
+        if step.prelu is None:
+            scale = np.full(len(weight), LOGIT_STEP)
+        elif step.residual is not None:
+            scale = scales[step.residual] * 2.0**layer.shift / layer.residual_multiplier
+        else:
+            size = np.sqrt(np.square(weight).sum((1, 2, 3)))
+            scale = _USUAL_SIZE / np.maximum(size, 1e-9 * size.max())
+        bias = layer.bias * factor * scale
+        real = [torch.from_numpy(a).float() for a in (weight * scale[:, None, None, None], bias)]
+        if step.prelu is None:  # an index, of two logits' difference
+            real[1] -= NUM_TABLES // 2 * LOGIT_STEP
+            real = [torch.stack([-t / 2, t / 2], 1).flatten(0, 1) for t in real]
+        else:
+            slope = layer.negative_multiplier / np.maximum(layer.multiplier, 1)
+            step.prelu.weight.copy_(torch.from_numpy(slope))
+            scales.append(scale)
+        step.conv.weight.copy_(real[0])
+        step.conv.bias.copy_(real[1])
 
 
 def _slopes(prelu: nn.PReLU | None, channels: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pycodec.models.lossless import (
     PLANES,
     SIDES,
     Component,
+    load_lossless_model,
     save_lossless_model,
     to_components,
 )
@@ -31,7 +32,13 @@ from pycodec.models.lossless_network import (
     bits_per_pixel,
     grow,
 )
-from pycodec.quantization.context import QuantizedNetwork, bit_tables, export_network
+from pycodec.models.model_folder import CONFIG_FILE, read_description
+from pycodec.quantization.context import (
+    QuantizedNetwork,
+    bit_tables,
+    export_network,
+    restore_network,
+)
 from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
 from pycodec.training.soap import Soap
 
@@ -86,7 +93,7 @@ class LosslessTrainer:
         folder: of pictures; one in 25 is for validation.
         out: run folder; a checkpoint in it is resumed.
         options: see :class:`LosslessOptions`.
-        start: checkpoint to begin from: of the same network, or of a smaller one.
+        start: run or model folder to begin from: of the same network, or of a smaller one.
         report: gets a line at each validation.
     """
 
@@ -115,7 +122,7 @@ class LosslessTrainer:
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            grow(self.network, load_network(start))
+            grow(self.network, load_network(start, options.chroma))
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
             {"params": list(self.network.parameters()), "factor": 1.0},
@@ -274,9 +281,26 @@ def to_gray(rgb: Tensor) -> Tensor:
     return (rgb.double() * weights).sum(1).floor().to(torch.uint8)
 
 
-def load_network(checkpoint: Path) -> LosslessNetwork:
-    """The averaged float network of a run."""
-    return load_quantized(checkpoint).network
+def load_network(source: Path, chroma: bool = False) -> LosslessNetwork:
+    """The averaged float network of a run, or that of a model folder.
+
+    Args:
+        source: run folder, checkpoint, or model folder.
+        chroma: take that network of a model, if it has one.
+
+    Raises:
+        InputError: there is no network.
+    """
+    if not (source / CONFIG_FILE).is_file():
+        return load_quantized(source).network
+    config = read_description(source)["config"]
+    codec = load_lossless_model(source)
+    name, integers = "gray", codec.gray
+    if chroma and codec.chroma is not None:
+        name, integers = "chroma", codec.chroma
+    network = LosslessNetwork(LosslessConfig(**config[name]))
+    restore_network(network, integers.layers)
+    return network
 
 
 def load_quantized(checkpoint: Path) -> QuantizedNetwork:

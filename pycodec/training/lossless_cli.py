@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder of a chroma network that model/ gets too",
     )
     parser.add_argument(
-        "--start", type=Path, help="run whose weights a fresh run starts from; may be smaller"
+        "--start",
+        type=Path,
+        help="run or model whose weights a fresh run starts from; may be smaller",
     )
     parser.add_argument(
         "--export-only", action="store_true", help="write model/ from the checkpoint as it is"

@@ -11,7 +11,9 @@ from skimage import data
 from pycodec.cli import main
 from pycodec.errors import InputError
 from pycodec.images import load_image
-from pycodec.models.lossless import load_lossless_model
+from pycodec.models.lossless import load_lossless_model, save_lossless_model
+from pycodec.models.lossless_network import SIZES, LosslessNetwork
+from pycodec.quantization.context import bit_tables, restore_network
 from pycodec.training import lossless
 from pycodec.training.lossless import (
     CHECKPOINT,
@@ -21,8 +23,11 @@ from pycodec.training.lossless import (
     export_model,
     load_network,
     load_quantized,
+    to_component,
     to_gray,
 )
+
+from ..lossless_networks import quantized_network
 
 SHORT = {"steps": 6, "quantize": 3, "batch": 4, "crop": 16, "validate_every": 3}
 
@@ -98,6 +103,34 @@ def test_floats_are_rounded_at_the_end_and_may_be_trained_on(pictures, tmp_path)
     assert longer.step == 6 and not longer.quantized.enabled
     floats = load_network(tmp_path).hidden[0].conv.weight
     assert not torch.equal(floats, weight)
+
+
+@pytest.mark.parametrize("chroma", [False, True], ids=["gray", "chroma"])
+def test_a_model_may_be_trained_further(tmp_path, chroma):
+    quantized = quantized_network(5, width=3, side=2 if chroma else 0)
+    gray = quantized_network(6, width=3)
+    networks = [quantized, gray] if not chroma else [gray, quantized]
+    config = {"gray": networks[0].network.config.to_dict()}
+    if chroma:
+        config["chroma"] = quantized.network.config.to_dict()
+    parts = [to_component(network) for network in networks[: 1 + chroma]]
+    save_lossless_model(tmp_path, parts[0], parts[1] if chroma else None, bit_tables(), config)
+
+    restored = load_network(tmp_path, chroma)
+    bits = torch.randint(0, 2, (2, 8, 30, 30)).float()
+    side = torch.randint(0, 2, (2, 16, 30, 30)).float() if chroma else None
+    with torch.no_grad():
+        expected = quantized(bits, side)
+        error = (restored(bits, side).clamp(expected.min(), expected.max()) - expected).abs()
+    # What is restored does not round activations.
+    assert error.mean() < 0.05 * expected.std()
+    for step in restored.steps():
+        if step.prelu is not None and step.residual is None:
+            size = step.conv.weight.square().sum((1, 2, 3)).sqrt()
+            torch.testing.assert_close(size, torch.full_like(size, 4.0))
+
+    with pytest.raises(InputError, match="another network"):
+        restore_network(LosslessNetwork(SIZES["tcae-fast"]), parts[0].layers)
 
 
 def test_training_lowers_the_rate(pictures, tmp_path):
