@@ -16,15 +16,18 @@ from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
+from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
     find_model,
     load_model,
 )
+from pycodec.projection.metadata import is_equirectangular
 
 CODECS = (PhotoCodec, LosslessCodec)
 Model = str | Path | PhotoCodec | LosslessCodec
+PROJECTIONS = ("auto", "none", "erp")
 
 __all__ = [
     "decode",
@@ -69,6 +72,7 @@ def encode(
     model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
+    projection: str = "auto",
 ) -> bytes | list[bytes]:
     """Encode a picture to the bytes of an ``.lci`` file.
 
@@ -81,6 +85,8 @@ def encode(
             ``tcae-fast`` for lossless coding.
         device: of the transforms, such as ``"cuda"``; None for the CPU.
         threads: of the CPU; None for all.
+        projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
+            other; ``auto`` believes the picture's XMP metadata. Lossless coding knows none.
 
     Returns:
         The file; a list of files for a list.
@@ -88,12 +94,15 @@ def encode(
     Raises:
         CodecError: the picture or an argument cannot be used.
     """
+    options = {
+        "lossless": lossless,
+        "model": model,
+        "device": device,
+        "threads": threads,
+        "projection": projection,
+    }
     if isinstance(image, list):
-        return [
-            encode(i, quality, lossless=lossless, model=model, device=device, threads=threads)
-            for i in image
-        ]
-    options = {"lossless": lossless, "model": model, "device": device, "threads": threads}
+        return [encode(i, quality, **options) for i in image]
     data, _ = encode_picture(from_any(image), quality, **options)
     return data
 
@@ -134,17 +143,19 @@ def encode_picture(
     threads: int | None = None,
     tile: int | None = None,
     code_length: bool = False,
+    projection: str = "auto",
 ) -> tuple[bytes, EncodeStats]:
     """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
     Args:
         tile: side of the tiles in pixels, a power of two of at least 64 (lossless: to 1024); None
-            for 1024.
+            for 1024. Of a sphere: rows of a band, 64 to 4096; None for 512.
         code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
     codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
-    tile_log2 = _tile_log2(tile)
+    sphere = _is_sphere(picture, projection, lossless)
+    tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
     if lossless:
         coded = codec.compress(
             pixels, tile_log2=tile_log2, threads=threads, code_length=code_length
@@ -152,12 +163,13 @@ def encode_picture(
     else:
         if picture.gray:
             pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-        coded = codec.compress(
+        coder = SphereCodec(codec) if sphere else codec
+        coded = coder.compress(
             pixels, quality, tile_log2=tile_log2, threads=threads, code_length=code_length
         )
     began = time.perf_counter()
     header = Header(
-        codec=Codec.LOSSLESS if lossless else Codec.PHOTO,
+        codec=Codec.LOSSLESS if lossless else Codec.SPHERE if sphere else Codec.PHOTO,
         fingerprint=codec.fingerprint,
         width=picture.width,
         height=picture.height,
@@ -198,10 +210,10 @@ def decode_picture(
         raise InputError(f"expected the bytes of a file, got {type(data).__name__}") from error
     container = unpack(view)
     header = container.header
-    if header.codec not in (Codec.PHOTO, Codec.LOSSLESS) or header.bit_depth != 8:
+    if header.bit_depth != 8:
         raise UnsupportedError(
-            f"the file uses codec {int(header.codec)} with {header.bit_depth} bits, which this "
-            "version cannot decode; update pycodec"
+            f"the file has {header.bit_depth} bits a sample, which this version cannot decode; "
+            "update pycodec"
         )
     stats = DecodeStats({"container": time.perf_counter() - began})
     codec = _decoding_model(header, model, device)
@@ -216,7 +228,8 @@ def decode_picture(
             seconds=stats.seconds,
         )
     else:
-        pixels = codec.decompress(
+        coder = SphereCodec(codec) if header.codec == Codec.SPHERE else codec
+        pixels = coder.decompress(
             container.streams,
             header.width,
             header.height,
@@ -283,9 +296,19 @@ def _decoding_model(
     return codec
 
 
-def _tile_log2(tile: int | None) -> int:
+def _is_sphere(picture: Picture, projection: str, lossless: bool) -> bool:
+    if projection not in PROJECTIONS:
+        raise InputError(f"projection must be one of {', '.join(PROJECTIONS)}, not {projection!r}")
+    if projection == "erp" and lossless:
+        raise InputError("lossless coding knows no projection: leave it out")
+    if projection == "auto":
+        return not lossless and is_equirectangular(picture.xmp)
+    return projection == "erp"
+
+
+def _tile_log2(tile: int | None, default: int) -> int:
     if tile is None:
-        return DEFAULT_TILE_LOG2
+        return default
     if not isinstance(tile, numbers.Integral) or tile < 64 or tile & (tile - 1):
         raise InputError(f"the tile size must be a power of two of at least 64, not {tile!r}")
     return int(tile).bit_length() - 1

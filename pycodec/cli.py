@@ -162,6 +162,12 @@ def _add_encode(commands: Any) -> None:
     parser.add_argument(
         "--tile", type=tile_size, metavar="N", help="side of the tiles: a power of two from 64"
     )
+    parser.add_argument(
+        "--projection",
+        choices=("auto", "none", "erp"),
+        default="auto",
+        help="erp: an equirectangular picture of the whole sphere (default: what its XMP says)",
+    )
     _add_run_options(parser)
     _add_output_options(parser)
     parser.set_defaults(run=_encode)
@@ -511,6 +517,7 @@ def _encode_one(args: argparse.Namespace, job: _Job) -> None:
             threads=args.threads,
             tile=args.tile,
             lossless=args.lossless,
+            projection=args.projection,
         )
         return data
 

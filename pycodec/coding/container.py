@@ -91,9 +91,10 @@ class Header:
 
     @property
     def tile_grid(self) -> tuple[int, int]:
-        """(rows, columns) of tiles; streams are stored row by row."""
+        """(rows, columns) of tiles; streams are stored row by row. A sphere is cut in rows only."""
         size = self.tile_size
-        return -(-self.height // size), -(-self.width // size)
+        columns = 1 if self.codec == Codec.SPHERE else -(-self.width // size)
+        return -(-self.height // size), columns
 
     @property
     def num_tiles(self) -> int:
@@ -379,6 +380,22 @@ def _unpack_metadata(payload: memoryview, section: str) -> bytes:
 def join_streams(streams: list[bytes]) -> bytes:
     """Several streams as one: the lengths of all but the last as numbers, then the streams."""
     return b"".join(_join(streams))
+
+
+def pack_number(value: int) -> bytes:
+    """A number below 2^32 as the file stores it: unsigned LEB128."""
+    return _pack_varint(value)
+
+
+def unpack_number(data: bytes) -> tuple[int, bytes]:
+    """Inverse of :func:`pack_number`, and what follows the number.
+
+    Raises:
+        CorruptStreamError: there is no whole number.
+    """
+    reader = _Reader(memoryview(data), "tiles")
+    value = reader.varint()
+    return value, data[reader.offset :]
 
 
 def _join(streams: list[bytes]) -> list[bytes]:

@@ -1,0 +1,183 @@
+"""The codec of the sphere: pictures of any size, poles, seams, damage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+import pycodec
+from pycodec.cli import main
+from pycodec.coding.container import Codec, peek
+from pycodec.errors import CodecError, CorruptStreamError, InputError
+from pycodec.evaluation.sphere import ws_psnr
+from pycodec.images import load_image
+from pycodec.models import sphere
+from pycodec.models.sphere import SphereCodec, tile_quality, tile_weight
+from pycodec.models.zoo import load_model
+
+
+def panorama(height: int, width: int) -> np.ndarray:
+    """A photograph bent around the sphere: smooth where it meets itself, and at the poles."""
+    photo = data.astronaut().astype(np.float64)
+    longitude = (np.arange(width) + 0.5) / width * 2 * math.pi
+    latitude = (0.5 - (np.arange(height) + 0.5) / height) * math.pi
+    x = 250 + 200 * np.outer(np.cos(latitude), np.sin(longitude))
+    y = 250 - 200 * np.sin(latitude)[:, None] * np.ones(width)
+    z = np.outer(np.cos(latitude), np.cos(longitude))
+    picture = photo[y.astype(int), x.astype(int)]
+    return (picture * (0.75 + 0.25 * z[..., None])).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def codec() -> SphereCodec:
+    return SphereCodec(load_model("photo"))
+
+
+def decode(codec: SphereCodec, coded, pixels: np.ndarray, **options) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    return codec.decompress(
+        coded.streams, width, height, coded.quality_code, tile_log2=coded.tile_log2, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 90), (70, 1), (64, 128), (100, 200), (130, 256), (256, 512)], ids=str
+)
+def test_any_size_comes_back(codec, size):
+    pixels = panorama(*size)
+    coded = codec.compress(pixels, 80, code_length=True)
+    decoded = decode(codec, coded, pixels)
+    assert decoded.shape == pixels.shape and decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - pixels).mean() < 8
+    bits = 8 * sum(map(len, coded.streams))
+    # Widths and the coder's states.
+    assert coded.code_length_bits < bits < 1.002 * coded.code_length_bits + 8 * 60
+
+
+def test_bands_threads_and_quality(codec):
+    pixels = panorama(256, 512)
+    whole = codec.compress(pixels, 60)
+    bands = codec.compress(pixels, 60, tile_log2=6, threads=1)
+    assert (len(whole.streams), len(bands.streams)) == (1, 4)
+    a, b = decode(codec, whole, pixels), decode(codec, bands, pixels)
+    # Contexts end at bands, transforms do not.
+    assert abs(ws_psnr(pixels, a) - ws_psnr(pixels, b)) < 0.2
+    assert codec.compress(pixels, 60, threads=1).streams == whole.streams
+    worse = codec.compress(pixels, 20)
+    assert len(worse.streams[0]) < 0.6 * len(whole.streams[0])
+    assert ws_psnr(pixels, decode(codec, worse, pixels)) < ws_psnr(pixels, a) - 3
+
+
+def test_bands_far_apart_are_coded_alone(codec):
+    pixels = panorama(320, 320)
+    before = codec.compress(pixels, 50, tile_log2=6, widths=[5] * 5)
+    pixels[256:] //= 2
+    after = codec.compress(pixels, 50, tile_log2=6, widths=[5] * 5)
+    assert before.streams[:2] == after.streams[:2]
+    assert before.streams[4] != after.streams[4]
+
+
+def test_there_is_no_seam(codec):
+    """A turned picture gives the turned decode; by whole units of all widths, here."""
+    pixels = panorama(256, 512)
+    turned = np.roll(pixels, 128, axis=1)
+    widths = [4, 8, 8, 4]
+    a = decode(codec, codec.compress(pixels, 50, widths=widths), pixels)
+    b = decode(codec, codec.compress(turned, 50, widths=widths), turned)
+    b = np.roll(b, -128, axis=1)
+    assert abs(ws_psnr(pixels, a) - ws_psnr(pixels, b)) < 0.02
+    near = [-2, -1, 0, 1]  # the former border
+    errors = [np.square(d[:, near].astype(float) - pixels[:, near]).mean() for d in (a, b)]
+    assert abs(10 * math.log10(errors[0] / errors[1])) < 0.1
+
+
+def test_narrow_tiles_are_chosen_where_nothing_is_lost():
+    rows = panorama(128, 512)
+    rows[:64] = rows[:64, :1]  # the same all around
+    tiles = sphere._to_float(rows)
+    low, high = (sphere._choose_widths(tiles, q) for q in (500, 9500))
+    assert low[0] == high[0] == 1
+    assert 1 < low[1] <= high[1] <= 8
+
+
+def test_weights_are_cosines_and_qualities_follow():
+    for tiles in (1, 2, 7, 16, 64):
+        for tile in range(tiles):
+            numerator, denominator = tile_weight(tile, tiles)
+            cosine = math.sin(math.pi * (tile + 0.5) / tiles)
+            assert abs(numerator / denominator - cosine) < 0.002
+            # The multiplier grows 600 times over 99 of quality.
+            exact = 5000 + 9900 * math.log(cosine * 32 / 20) / math.log(600)
+            assert abs(tile_quality(5000, tile, tiles, 20, 32) - exact) < 1073 / 8 + 60
+    assert tile_quality(200, 0, 64, 32, 32) == 100
+    assert tile_quality(9900, 32, 64, 1, 32) == 10000
+
+
+def test_damage(codec):
+    pixels = panorama(128, 256)
+    streams = codec.compress(pixels, 50).streams
+    stream = streams[0]
+    for damaged in (stream[:1], stream[: len(stream) // 2], stream + b"\0", b""):
+        with pytest.raises(CodecError):
+            codec.decompress([damaged], 256, 128, 5000)
+    for width in (0, 5):
+        with pytest.raises(CorruptStreamError, match="units wide"):
+            codec.decompress([bytes([width]) + stream[1:]], 256, 128, 5000)
+    with pytest.raises(CorruptStreamError, match="1 bands, but 2 streams"):
+        codec.decompress(streams * 2, 256, 128, 5000)
+    with pytest.raises(CorruptStreamError, match="out of range"):
+        codec.decompress(streams, 256, 128, 5000, tile_log2=13)
+
+
+def test_bad_input(codec):
+    pixels = panorama(128, 256)
+    for options, message in (
+        ({"quality": 0}, "quality"),
+        ({"tile_log2": 5}, "bands"),
+        ({"widths": [4]}, "2 tiles"),
+        ({"widths": [4, 5]}, "1 to 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            codec.compress(pixels, **options)
+    with pytest.raises(InputError, match="uint8"):
+        codec.compress(pixels[..., 0])
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+    b'GPano:ProjectionType="equirectangular" GPano:FullPanoWidthPixels="256"/></x:xmpmeta>'
+)
+
+
+def test_files_and_metadata(tmp_path, capsys):
+    pixels = panorama(128, 256)
+    source, coded, result = (str(tmp_path / name) for name in ("a.webp", "a.lci", "b.webp"))
+    Image.fromarray(pixels).save(source, lossless=True, xmp=XMP)
+    assert main(["encode", source, coded, "--quiet"]) == 0
+    assert peek((tmp_path / "a.lci").read_bytes()).codec == Codec.SPHERE
+    assert main(["info", coded]) == 0
+    assert "sphere" in capsys.readouterr().out
+    assert main(["decode", coded, result, "--quiet"]) == 0
+    picture = load_image(result)
+    assert picture.xmp == XMP
+    assert ws_psnr(pixels, picture.pixels) > 28
+    assert main(["encode", source, coded, "--quiet", "--force", "--projection", "none"]) == 0
+    assert peek((tmp_path / "a.lci").read_bytes()).codec == Codec.PHOTO
+
+
+def test_python_interface():
+    pixels = panorama(64, 128)
+    assert peek(pycodec.encode(pixels)).codec == Codec.PHOTO
+    gray = pixels[..., 0]
+    coded = pycodec.encode([pixels, gray], projection="erp")
+    assert [peek(c).codec for c in coded] == [Codec.SPHERE] * 2
+    decoded = pycodec.decode(coded)
+    assert decoded[0].shape == pixels.shape and decoded[1].shape == gray.shape
+    with pytest.raises(InputError, match="projection must be one of"):
+        pycodec.encode(pixels, projection="cube")
+    with pytest.raises(InputError, match="knows no projection"):
+        pycodec.encode(pixels, lossless=True, projection="erp")
