@@ -133,12 +133,25 @@ def wave_lines(results: list[dict]) -> list[str]:
     return table(["768x512, 8 planes", "how", "encode, s", "decode, s"], rows)
 
 
+def sphere_lines(report: dict) -> list[str]:
+    rates = report["bd_rates"]
+    names = {"photo": "the photo codec", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+    rows = [
+        [label, *[f"{rates[f'{name}, {m}']['mean']:+.1f} %" for m in ("ws_psnr", "viewport_psnr")]]
+        for name, label in names.items()
+        if f"{name}, ws_psnr" in rates
+    ]
+    return table(["`--projection erp` against", "WS-PSNR", "PSNR of viewports"], rows)
+
+
 def main() -> None:
     summary = json.loads((RESULTS / "kodak.json").read_text())
     times = json.loads((RESULTS / "photo.json").read_text())
     rans = json.loads((RESULTS / "rans.json").read_text())
     lossless = json.loads((RESULTS / "lossless.json").read_text())
     waves = json.loads((RESULTS / "wave_network.json").read_text())
+    sphere = json.loads((RESULTS / "sphere.json").read_text())
+    pictures = len(sphere["seams_db"])
     low, high = summary["psnr_range"]
     lines = [
         BEGIN,
@@ -165,14 +178,20 @@ def main() -> None:
         *rans_lines(rans),
         "",
         f"Lossless coding of the {len(lossless['pictures'])} Kodak pictures in gray, mean of whole",
-        f"files, {lossless['threads']} threads (`python benchmarks/models/lossless.py KODAK`):",
+        f"files, {lossless['threads']} threads of an Intel Xeon (Sapphire Rapids; `python",
+        "benchmarks/models/lossless.py KODAK`):",
         "",
         *lossless_lines(lossless),
         "",
-        "What waves are worth (`python benchmarks/context/wave_network.py`; the networks of the",
-        "lossless codec with random weights, rANS included):",
+        "What waves are worth (`python benchmarks/context/wave_network.py`, the same processor; the",
+        "networks of the lossless codec with random weights, rANS included):",
         "",
         *wave_lines(waves),
+        "",
+        f"{pictures} equirectangular pictures of 1024x512 and 2048x1024, whole files, BD-rates from",
+        "28 to 40 dB, means of the pictures (`python benchmarks/models/sphere.py ERP`):",
+        "",
+        *sphere_lines(sphere),
         END,
     ]
     readme = ROOT / "README.md"

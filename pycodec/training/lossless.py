@@ -46,7 +46,8 @@ CHECKPOINT = "checkpoint.pt"
 ROUNDED = "rounded.pt"
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
-ROUNDING_BATCHES = 4
+ROUNDING_CROPS = 48
+"""Of as many pictures the rounding sees something."""
 SCALE_RATE = 0.1
 """Learning rate of the logarithms of activations' scales, times that of weights."""
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -157,7 +158,9 @@ class LosslessTrainer:
                     self._save()
                     saved = time.monotonic()
             if not self.quantized.enabled:
-                self._round(torch.cat([next(crops) for _ in range(ROUNDING_BATCHES)]))
+                batches = -(-ROUNDING_CROPS // (o.batch // 4))
+                various = torch.cat([next(crops) for _ in range(batches)])
+                self._round(various[:, :, : o.crop, : o.crop])
         finally:
             crops.close()
             self._save()
