@@ -55,6 +55,7 @@ class StandInCodec(types.ModuleType):
         threads: int | None = None,
         tile: int | None = None,
         lossless: bool = False,
+        projection: str = "auto",
     ) -> tuple[bytes, types.SimpleNamespace]:
         self.calls.append(
             {"quality": quality, "model": model, "device": device, "threads": threads, "tile": tile}

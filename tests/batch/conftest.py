@@ -14,6 +14,12 @@ from pycodec.storage import open_folder
 from .album import PICTURES, results, tasks
 
 
+@pytest.fixture(autouse=True)
+def outside(tmp_path, monkeypatch) -> None:
+    """Other processes must import the installed package, not the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def album(tmp_path_factory, photograph) -> Path:
     """A folder of pictures, some in a subfolder."""
