@@ -23,11 +23,10 @@ from pycodec.models.zoo import (
     find_model,
     load_model,
 )
-from pycodec.projection.metadata import is_equirectangular
+from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
 
 CODECS = (PhotoCodec, LosslessCodec)
 Model = str | Path | PhotoCodec | LosslessCodec
-PROJECTIONS = ("auto", "none", "erp")
 
 __all__ = [
     "decode",

@@ -30,10 +30,12 @@ from pycodec.coding.container import (
     SUFFIX,
     Codec,
     peek,
+    refuse_large,
     section_sizes,
 )
 from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES
+from pycodec.projection.metadata import PROJECTIONS
 
 if TYPE_CHECKING:
     from pycodec.evaluation.evaluate import Measurement
@@ -164,7 +166,7 @@ def _add_encode(commands: Any) -> None:
     )
     parser.add_argument(
         "--projection",
-        choices=("auto", "none", "erp"),
+        choices=PROJECTIONS,
         default="auto",
         help="erp: an equirectangular picture of the whole sphere (default: what its XMP says)",
     )
@@ -573,12 +575,7 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
 
     start = time.perf_counter()
     data = _read(job.source)
-    header = peek(data)
-    if header.width * header.height > args.max_pixels:
-        raise InputError(
-            f"{header.width}x{header.height} pixels are more than --max-pixels "
-            f"{args.max_pixels}: raise it if you trust the file"
-        )
+    refuse_large(peek(data), args.max_pixels)
     picture, stats = api.decode_picture(
         data, model=args.model, device=args.device, threads=args.threads
     )

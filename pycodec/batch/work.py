@@ -236,17 +236,13 @@ def _encoder(job: Job) -> _Converter:
 
 def _decoder(job: Job) -> _Converter:
     from pycodec import api
-    from pycodec.coding.container import peek
+    from pycodec.coding.container import peek, refuse_large
     from pycodec.images import write_image
 
     model = None if job.model is None else api.load_model(job.model, job.device)
 
     def decode(name: str, data: bytes, warnings: list[str]) -> bytes:
-        header = peek(data)
-        if header.width * header.height > job.max_pixels:
-            raise InputError(
-                f"{header.width}x{header.height} pixels are more than --max-pixels allows"
-            )
+        refuse_large(peek(data), job.max_pixels)
         picture, _ = api.decode_picture(data, model=model, device=job.device, threads=job.threads)
         file = io.BytesIO()
         warnings += write_image(picture, file, job.format)

@@ -144,7 +144,7 @@ def pack(container: Container) -> bytes:
     for tag, name in _METADATA.items():
         data = getattr(container, name)
         if data is not None:
-            parts += _pack_section(tag, [_pack_varint(len(data)), deflate(data)])
+            parts += _pack_section(tag, [pack_number(len(data)), deflate(data)])
     if container.alpha is not None:
         parts += _pack_section(_Tag.ALPHA, [container.alpha])
     parts += _pack_section(_Tag.TILES, _join(container.streams))
@@ -189,6 +189,19 @@ def unpack(data: bytes) -> Container:
 def peek(data: bytes) -> Header:
     """Read and check the header alone; ``data`` may end anywhere after it."""
     return _read_header(memoryview(data).cast("B"))[0]
+
+
+def refuse_large(header: Header, max_pixels: int) -> None:
+    """Guard against decompression bombs.
+
+    Raises:
+        InputError: the picture has more than ``max_pixels``.
+    """
+    if header.width * header.height > max_pixels:
+        raise InputError(
+            f"{header.width}x{header.height} pixels are more than {max_pixels}: raise the limit "
+            "(--max-pixels, max_pixels) if you trust the file"
+        )
 
 
 def read_metadata(file: BinaryIO) -> tuple[Header, dict[str, bytes | None]]:
@@ -272,8 +285,8 @@ def _pack_header(header: Header) -> bytes:
             bytes([flags]),
             header.quality.to_bytes(2, "little"),
             bytes([header.tile_log2]),
-            _pack_varint(header.width),
-            _pack_varint(header.height),
+            pack_number(header.width),
+            pack_number(header.height),
         )
     )
     return body + _crc(body)
@@ -341,7 +354,7 @@ def _pack_section(tag: int, payload: list[bytes]) -> list[bytes]:
     length = sum(map(len, payload))
     if length > _MAX_LENGTH:
         raise InputError(f"section 0x{tag:02x} is longer than 4 GiB: use a lower quality")
-    parts = [bytes([tag]), _pack_varint(length), *payload]
+    parts = [bytes([tag]), pack_number(length), *payload]
     return [*parts, _crc(*parts)]
 
 
@@ -382,25 +395,19 @@ def join_streams(streams: list[bytes]) -> bytes:
     return b"".join(_join(streams))
 
 
-def pack_number(value: int) -> bytes:
-    """A number below 2^32 as the file stores it: unsigned LEB128."""
-    return _pack_varint(value)
-
-
-def unpack_number(data: bytes) -> tuple[int, bytes]:
-    """Inverse of :func:`pack_number`, and what follows the number.
+def unpack_numbers(data: bytes, count: int) -> tuple[list[int], bytes]:
+    """``count`` times what :func:`pack_number` made, and what follows.
 
     Raises:
-        CorruptStreamError: there is no whole number.
+        CorruptStreamError: there are not as many numbers.
     """
     reader = _Reader(memoryview(data), "tiles")
-    value = reader.varint()
-    return value, data[reader.offset :]
+    return [reader.varint() for _ in range(count)], data[reader.offset :]
 
 
 def _join(streams: list[bytes]) -> list[bytes]:
     # The last stream ends where the whole ends, so a single one needs no index.
-    return [_pack_varint(len(stream)) for stream in streams[:-1]] + streams
+    return [pack_number(len(stream)) for stream in streams[:-1]] + streams
 
 
 def split_streams(payload: memoryview, count: int) -> list[bytes]:
@@ -435,8 +442,11 @@ def _crc(*parts: bytes) -> bytes:
     return value.to_bytes(_CRC_BYTES, "little")
 
 
-def _pack_varint(value: int) -> bytes:
-    """Unsigned LEB128: seven bits a byte, lowest first, bit 7 set on all but the last."""
+def pack_number(value: int) -> bytes:
+    """A number below 2^32 as the file stores it.
+
+    Unsigned LEB128: seven bits a byte, lowest first, bit 7 set on all but the last.
+    """
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

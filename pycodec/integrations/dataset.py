@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from pycodec import api
-from pycodec.coding.container import SUFFIX, peek
+from pycodec.coding.container import SUFFIX, peek, refuse_large
 from pycodec.errors import CodecError, InputError
 from pycodec.images import DEFAULT_MAX_PIXELS
 from pycodec.storage import open_file, open_folder, read_file
@@ -123,9 +123,8 @@ class BatchDecoder:
             name: what errors call it.
         """
         try:
-            header = peek(data)
-            if self._max_pixels is not None and header.width * header.height > self._max_pixels:
-                raise InputError(f"{header.width}x{header.height} pixels are more than max_pixels")
+            if self._max_pixels is not None:
+                refuse_large(peek(data), self._max_pixels)
             # Float arithmetic may round otherwise on more threads than one. Where there is but one,
             # as in the pool, it is left alone: to set it is to set it for threads to come.
             threads = None if torch.get_num_threads() == 1 else 1

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pycodec.coding.tables import TableSet
 from pycodec.context.integer_entropy_model import (
     HYPER_STRIDE,
     CodedLatents,
@@ -66,6 +67,19 @@ class CodedPicture:
     symbols: list[np.ndarray] = field(default_factory=list)
     indexes: list[np.ndarray] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: CodedLatents, tables: TableSet | None = None, head: bytes = b"") -> None:
+        """Take up what was coded together, as a stream that begins with ``head``.
+
+        With ``tables``, its code length counts too.
+        """
+        for stage, amount in result.seconds.items():
+            add_seconds(self.seconds, stage, amount)
+        self.streams.append(head + result.stream)
+        self.num_symbols += len(result.symbols)
+        if tables is not None:
+            bits = tables.cost_bits(result.symbols, result.indexes)
+            self.code_length_bits = (self.code_length_bits or 0.0) + bits
 
 
 class PhotoCodec:
@@ -147,10 +161,7 @@ class PhotoCodec:
         Raises:
             InputError: an argument is out of its range.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-        if not isinstance(quality, numbers.Real) or not 1 <= quality <= 100:
-            raise InputError(f"quality must be 1 to 100, not {quality!r}")
+        check_picture(pixels, quality)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise InputError(
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
@@ -159,9 +170,7 @@ class PhotoCodec:
         with thread_count(threads) as count, torch.inference_mode():
             for tile in cut_tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
                 result = self._compress_tile(pixels, tile, coded, count)
-                if code_length:
-                    bits = self.entropy_model.tables.cost_bits(result.symbols, result.indexes)
-                    coded.code_length_bits = (coded.code_length_bits or 0.0) + bits
+                coded.add(result, self.entropy_model.tables if code_length else None)
                 if keep_symbols:
                     coded.symbols.append(result.symbols)
                     coded.indexes.append(result.indexes)
@@ -170,16 +179,11 @@ class PhotoCodec:
     def _compress_tile(
         self, pixels: np.ndarray, tile: Tile, coded: CodedPicture, threads: int
     ) -> CodedLatents:
-        """Encode a tile and add its stream, symbol count and times to ``coded``."""
+        """Encode a tile; the time of its analysis is added to ``coded``."""
         began = time.perf_counter()
         latents, hyperlatents = self._analyse(pixels, tile, coded.quality_code)
         add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
-        result = self.entropy_model.encode(latents, hyperlatents, coded.quality_code, threads)
-        for stage, seconds in result.seconds.items():
-            add_seconds(coded.seconds, stage, seconds)
-        coded.streams.append(result.stream)
-        coded.num_symbols += len(result.symbols)
-        return result
+        return self.entropy_model.encode(latents, hyperlatents, coded.quality_code, threads)
 
     def _analyse(self, pixels: np.ndarray, tile: Tile, quality_code: int) -> tuple[Tensor, Tensor]:
         """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
@@ -296,6 +300,18 @@ class PhotoCodec:
         x = x[0, :, row : row + tile.height, column : column + tile.width]
         x = (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
         pixels[tile.slices] = x.permute(1, 2, 0).cpu().numpy()
+
+
+def check_picture(pixels: np.ndarray, quality: float) -> None:
+    """Of ``compress``.
+
+    Raises:
+        InputError: ``pixels`` are not uint8 [H, W, 3], or ``quality`` is not in 1 to 100.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    if not isinstance(quality, numbers.Real) or not 1 <= quality <= 100:
+        raise InputError(f"quality must be 1 to 100, not {quality!r}")
 
 
 def latents_along(pixels: int) -> int:

@@ -9,8 +9,6 @@ falls with the area that a tile's positions stand for, so bits go where the sphe
 
 from __future__ import annotations
 
-import math
-import numbers
 import time
 from collections.abc import Sequence
 
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycodec.coding.container import pack_number, unpack_number
+from pycodec.coding.container import pack_number, unpack_numbers
 from pycodec.context.integer_entropy_model import (
     HYPER_STRIDE,
     QUALITY_MAX,
@@ -28,8 +26,8 @@ from pycodec.context.integer_entropy_model import (
 )
 from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.blocks import on_sphere
-from pycodec.models.photo import CodedPicture, PhotoCodec
-from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN, quality_lambda
+from pycodec.models.photo import CodedPicture, PhotoCodec, check_picture
+from pycodec.models.photo_network import quality_lambda
 from pycodec.models.tiling import add_seconds, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
 from pycodec.ops.pseudocylindrical_slice import (
@@ -52,8 +50,8 @@ MIN_BAND_LOG2, DEFAULT_BAND_LOG2, MAX_BAND_LOG2 = 6, 9, 12
 SMOOTHING = 0.006
 """How much squared error a narrower tile may add, in units of 1 / (multiplier of that error)."""
 
-QUALITY_AN_OCTAVE = round((QUALITY_MAX - QUALITY_MIN) / math.log2(LAMBDA_MAX / LAMBDA_MIN))
-"""Hundredths of quality that double the rate-distortion multiplier."""
+QUALITY_AN_OCTAVE = 1073
+"""Hundredths of quality that double the rate-distortion multiplier; part of the format."""
 
 
 def grid_size(height: int, width: int) -> tuple[int, int]:
@@ -128,12 +126,10 @@ class SphereCodec:
         Raises:
             InputError: an argument is out of its range.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-        if not isinstance(quality, numbers.Real) or not 1 <= quality <= 100:
-            raise InputError(f"quality must be 1 to 100, not {quality!r}")
+        check_picture(pixels, quality)
         if not MIN_BAND_LOG2 <= tile_log2 <= MAX_BAND_LOG2:
             raise InputError(f"bands must have {1 << MIN_BAND_LOG2} to {1 << MAX_BAND_LOG2} rows")
+        model = self.photo.entropy_model
         tiles, full = grid_size(*pixels.shape[:2])
         coded = CodedPicture([], round(quality * 100), tile_log2)
         with thread_count(threads) as count, torch.inference_mode():
@@ -142,46 +138,42 @@ class SphereCodec:
             if widths is None:
                 widths = _choose_widths(x, coded.quality_code)
             grid = _checked_grid(widths, tiles, full)
+            qualities = _qualities(grid, coded.quality_code, full)
             add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
             for first, last in _bands(tiles, tile_log2):
                 began = time.perf_counter()
-                band = grid.cut(first, last)
-                qualities = _qualities(grid, coded.quality_code, full)[first:last]
-                latents, hyperlatents = self._analyse(x, grid, coded.quality_code, first, last)
+                latents, hyperlatents = self._analyse(x, grid, qualities, first, last)
                 add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
-                result = self.photo.entropy_model.encode_sphere(
-                    latents, hyperlatents, band, qualities, count
+                band = grid.cut(first, last)
+                result = model.encode_sphere(
+                    latents, hyperlatents, band, qualities[first:last], count
                 )
-                for stage, seconds in result.seconds.items():
-                    add_seconds(coded.seconds, stage, seconds)
-                head = b"".join(pack_number(width) for width in band.widths)
-                coded.streams.append(head + result.stream)
-                coded.num_symbols += len(result.symbols)
-                if code_length:
-                    tables = self.photo.entropy_model.tables
-                    bits = tables.cost_bits(result.symbols, result.indexes)
-                    coded.code_length_bits = (coded.code_length_bits or 0.0) + bits
+                head = b"".join(map(pack_number, band.widths))
+                coded.add(result, model.tables if code_length else None, head)
         return coded
 
     def _analyse(
-        self, x: Tensor, grid: SphereGrid, quality_code: int, first: int, last: int
+        self, x: Tensor, grid: SphereGrid, qualities: list[int], first: int, last: int
     ) -> tuple[Tensor, Tensor]:
         """Of a band: fixed-point latents [n, 4, 4 columns, M], hyperlatents [n, 1, columns, Z]."""
         top, bottom = max(0, first - HALO_TILES), min(grid.tiles, last + HALO_TILES)
         part, band = grid.cut(top, bottom), grid.cut(first, last)
-        full = x.shape[3] // UNIT
-        quality = torch.tensor(_qualities(grid, quality_code, full)[top:bottom]) / 100
+        quality = self._quality(qualities[top:bottom])
         rows = x[:, :, UNIT * top : UNIT * bottom]
         tiles = pseudocylindrical_slice(rows.contiguous(), [UNIT * w for w in part.widths])
-        tiles = _channels_last(tiles[..., : UNIT * part.columns])
+        tiles = _channels_last(tiles[..., : UNIT * part.columns]).to(self.photo.device)
         with on_sphere(part):
             y = self.photo.analysis(tiles, quality)
         own = slice(first - top, last - top)
         y = _channels_last(y[own, :, :, : HYPER_STRIDE * band.columns])
         with on_sphere(band):
             z = self.photo.hyper_analysis(y, quality[own])
-        latents = to_fixed_point(y.permute(0, 2, 3, 1))
-        return latents, torch.round(z.permute(0, 2, 3, 1).float()).int()
+        latents = to_fixed_point(y.permute(0, 2, 3, 1)).cpu()
+        return latents, torch.round(z.permute(0, 2, 3, 1).float()).int().cpu()
+
+    def _quality(self, qualities: list[int]) -> Tensor:
+        """For the transforms, [n]."""
+        return torch.tensor(qualities, device=self.photo.device) / 100
 
     def decompress(
         self,
@@ -209,7 +201,7 @@ class SphereCodec:
         if not MIN_BAND_LOG2 <= tile_log2 <= MAX_BAND_LOG2:
             raise CorruptStreamError(f"bands of 2^{tile_log2} rows are out of range")
         tiles, full = grid_size(height, width)
-        bands = list(_bands(tiles, tile_log2))
+        bands = _bands(tiles, tile_log2)
         if len(streams) != len(bands):
             raise CorruptStreamError(f"{len(bands)} bands, but {len(streams)} streams")
         seconds = {} if seconds is None else seconds
@@ -245,10 +237,10 @@ class SphereCodec:
         top, bottom = max(0, first - HALO_TILES), min(grid.tiles, last + HALO_TILES)
         part = grid.cut(top, bottom)
         y = latents[top:bottom, :, : HYPER_STRIDE * part.columns].permute(0, 3, 1, 2)
-        y = y.float() / (1 << LATENT_FRACTION_BITS)
+        y = y.to(self.photo.device).float() / (1 << LATENT_FRACTION_BITS)
         with on_sphere(part):
-            x = self.photo.synthesis(y, torch.tensor(qualities[top:bottom]) / 100)
-        x = x[first - top : last - top].float()
+            x = self.photo.synthesis(y, self._quality(qualities[top:bottom]))
+        x = x[first - top : last - top].float().cpu()
         x = F.pad(x, (0, UNIT * full - x.shape[3]))
         widths = [UNIT * width for width in grid.widths[first:last]]
         return pseudocylindrical_unslice(x.contiguous(), widths)
@@ -275,13 +267,11 @@ def _checked_grid(widths: Sequence[int], tiles: int, full: int) -> SphereGrid:
 
 def _read_widths(stream: bytes, tiles: int, full: int) -> tuple[list[int], bytes]:
     """Widths of a band's tiles, and the rest of its stream."""
-    widths = []
-    for _ in range(tiles):
-        width, stream = unpack_number(stream)
+    widths, rest = unpack_numbers(stream, tiles)
+    for width in widths:
         if not 1 <= width <= full:
             raise CorruptStreamError(f"a tile is {width} of {full} units wide", section="tiles")
-        widths.append(width)
-    return widths, stream
+    return widths, rest
 
 
 def _to_float(pixels: np.ndarray) -> Tensor:
@@ -328,7 +318,6 @@ def _choose_widths(x: Tensor, quality_code: int) -> list[int]:
         rows = x[:, :, UNIT * tile : UNIT * (tile + 1) : 4].contiguous()  # one in four will do
         numerator, denominator = tile_weight(tile, tiles)
         allowed = SMOOTHING * denominator / (multiplier * numerator)
-        # Wider than it need be for its area, a tile is still no wider than the picture.
         low, high = 1, full
         while low < high:
             middle = (low + high) // 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+PROJECTIONS = ("auto", "none", "erp")
+"""What a picture may be said to be; ``auto``: what its metadata say."""
+
 # As an attribute (GPano:Name="value") or as an element (<GPano:Name>value<).
 _FIELD = rb"""GPano:%s\s*(?:=\s*["']|>)\s*([^"'<\s]+)"""
 

@@ -299,7 +299,8 @@ def restore_network(network: LosslessNetwork, layers: Sequence[IntegerLayer]) ->
             scale = scales[step.residual] * 2.0**layer.shift / layer.residual_multiplier
         else:
             size = np.sqrt(np.square(weight).sum((1, 2, 3)))
-            scale = _USUAL_SIZE / np.maximum(size, 1e-9 * size.max())
+            # A channel without weights is a constant.
+            scale = _USUAL_SIZE / np.where(size > 0, size, _USUAL_SIZE)
         bias = layer.bias * factor * scale
         real = [torch.from_numpy(a).float() for a in (weight * scale[:, None, None, None], bias)]
         if step.prelu is None:  # an index, of two logits' difference

@@ -16,6 +16,7 @@ from pycodec.errors import CodecError, CorruptStreamError, InputError
 from pycodec.evaluation.sphere import ws_psnr
 from pycodec.images import load_image
 from pycodec.models import sphere
+from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN
 from pycodec.models.sphere import SphereCodec, tile_quality, tile_weight
 from pycodec.models.zoo import load_model
 
@@ -113,6 +114,8 @@ def test_weights_are_cosines_and_qualities_follow():
             # The multiplier grows 600 times over 99 of quality.
             exact = 5000 + 9900 * math.log(cosine * 32 / 20) / math.log(600)
             assert abs(tile_quality(5000, tile, tiles, 20, 32) - exact) < 1073 / 8 + 60
+    octaves = math.log2(LAMBDA_MAX / LAMBDA_MIN)
+    assert round(9900 / octaves) == sphere.QUALITY_AN_OCTAVE
     assert tile_quality(200, 0, 64, 32, 32) == 100
     assert tile_quality(9900, 32, 64, 1, 32) == 10000
 
