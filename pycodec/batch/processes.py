@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from pycodec.batch.work import Job, Outcome, Task, Worker
@@ -93,7 +93,9 @@ def _start(job: Job) -> _Process:
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(job, theirs), daemon=True)
     # Ctrl-C reaches all processes of a terminal; only the first is to act on it. The mask is
-    # inherited, so there is no moment at which a new process would fall over it.
+    # inherited, so there is no moment at which a new process would fall over it. The tracker comes
+    # first: where start() has to start it, it unblocks the signal before the process is made.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +66,26 @@ def test_ctrl_c_and_on(album, encoded_album, tmp_path):
     _, said = process.communicate(timeout=240)
     assert (process.returncode, said) == (0, "")
     assert results(folder) == encoded_album
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to look into")
+def test_all_workers_are_deaf_to_ctrl_c(album, tmp_path):
+    """The first one too, in a process that has started no other yet."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pycodec.batch import Job\n"
+        "from pycodec.batch.processes import _start\n"
+        "for _ in range(2):\n"
+        "    worker = _start(Job('encode', sys.argv[1], sys.argv[2]))\n"
+        "    lines = Path(f'/proc/{worker.process.pid}/status').read_text().splitlines()\n"
+        "    print(next(line.split()[1] for line in lines if line.startswith('SigBlk')))\n"
+        "    worker.process.terminate()\n"
+    )
+    command = [sys.executable, "-c", code, str(album), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    masks = [int(line, 16) for line in said.split()]
+    assert len(masks) == 2 and all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
