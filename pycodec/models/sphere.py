@@ -111,6 +111,7 @@ class SphereCodec:
         tile_log2: int = DEFAULT_BAND_LOG2,
         threads: int | None = None,
         code_length: bool = False,
+        keep_symbols: bool = False,
     ) -> CodedPicture:
         """Encode a picture of the whole sphere.
 
@@ -122,6 +123,7 @@ class SphereCodec:
             tile_log2: bands have 2**tile_log2 rows, 64 to 4096, and can be decoded alone.
             threads: of the CPU; None for all.
             code_length: sum up ``CodedPicture.code_length_bits``.
+            keep_symbols: return ``CodedPicture.symbols`` and ``indexes``.
 
         Raises:
             InputError: an argument is out of its range.
@@ -136,7 +138,7 @@ class SphereCodec:
             began = time.perf_counter()
             x = _to_size(_to_float(pixels), UNIT * tiles, UNIT * full)
             if widths is None:
-                widths = _choose_widths(x, coded.quality_code)
+                widths = choose_widths(x, coded.quality_code)
             grid = _checked_grid(widths, tiles, full)
             qualities = _qualities(grid, coded.quality_code, full)
             add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
@@ -150,6 +152,9 @@ class SphereCodec:
                 )
                 head = b"".join(map(pack_number, band.widths))
                 coded.add(result, model.tables if code_length else None, head)
+                if keep_symbols:
+                    coded.symbols.append(result.symbols)
+                    coded.indexes.append(result.indexes)
         return coded
 
     def _analyse(
@@ -302,7 +307,9 @@ def _to_width(x: Tensor, width: int) -> Tensor:
     return torch.stack([x[..., column] * weight for column, weight in taps]).sum(0)
 
 
-def _choose_widths(x: Tensor, quality_code: int) -> list[int]:
+def choose_widths(
+    x: Tensor, quality_code: int, first: int = 0, total: int | None = None
+) -> list[int]:
     """The narrowest tiles whose smoothing adds little to the error of coding.
 
     Near the poles any picture is smooth along its rows; elsewhere one that is may be narrowed, too.
@@ -310,13 +317,15 @@ def _choose_widths(x: Tensor, quality_code: int) -> list[int]:
     Args:
         x: [1, 3, 64 T, 64 full].
         quality_code: of the equator.
+        first, total: the number of the first of these T tiles, and how many the sphere has; T by
+            default.
     """
     tiles, full = x.shape[2] // UNIT, x.shape[3] // UNIT
     multiplier = float(quality_lambda(torch.tensor(quality_code / 100))) * 255**2
     chosen = []
     for tile in range(tiles):
         rows = x[:, :, UNIT * tile : UNIT * (tile + 1) : 4].contiguous()  # one in four will do
-        numerator, denominator = tile_weight(tile, tiles)
+        numerator, denominator = tile_weight(first + tile, total or tiles)
         allowed = SMOOTHING * denominator / (multiplier * numerator)
         low, high = 1, full
         while low < high:

@@ -10,9 +10,8 @@ import torch
 
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import lossless, photo
-from pycodec.models.model_folder import CONFIG_FILE, read_description
+from pycodec.models.model_folder import CONFIG_FILE, WEIGHTS, read_description
 
-WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "photo"
 DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 

@@ -100,7 +100,7 @@ def test_narrow_tiles_are_chosen_where_nothing_is_lost():
     rows = panorama(128, 512)
     rows[:64] = rows[:64, :1]  # the same all around
     tiles = sphere._to_float(rows)
-    low, high = (sphere._choose_widths(tiles, q) for q in (500, 9500))
+    low, high = (sphere.choose_widths(tiles, q) for q in (500, 9500))
     assert low[0] == high[0] == 1
     assert 1 < low[1] <= high[1] <= 8
 
