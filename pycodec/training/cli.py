@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --projection erp: train only the prediction of the latents, which is faster",
     )
     parser.add_argument(
+        "--refit",
+        type=int,
+        metavar="PIECES",
+        help="with --projection erp: no steps, but fit the last layers of the entropy model to so "
+        "many pieces, twice, which takes minutes",
+    )
+    parser.add_argument(
         "--float32", action="store_true", help="train in float32 instead of mixed bfloat16"
     )
     parser.add_argument(
@@ -78,11 +85,13 @@ def run(args: argparse.Namespace) -> int:
             photos=args.photos,
             rate_only=args.rate_only,
         )
-    elif args.photos or args.rate_only:
-        raise InputError("--photos and --rate-only need --projection erp")
+    elif args.photos or args.rate_only or args.refit is not None:
+        raise InputError("--photos, --rate-only and --refit need --projection erp")
     else:
         trainer = Trainer(args.folder, args.out, options, start=args.start)
-    if not args.export_only:
+    if args.refit is not None and not args.export_only:
+        trainer.refit(args.refit)
+    elif not args.export_only:
         trainer.run()
     folder = trainer.export(args.out / "model", report=lambda line: print(line, file=sys.stderr))
     print(f"wrote {folder}; use it with --model {folder}", file=sys.stderr)

@@ -304,8 +304,8 @@ class Trainer:
                         progress.update(
                             task,
                             completed=self.step,
-                            status=f"loss {mean['loss']:.3f} {mean['bpp']:.3f} bpp "
-                            f"{mean['psnr']:.2f} dB",
+                            status=f"loss {mean['loss']:.3f} {mean['bpp']:.3f} bpp"
+                            + (f" {mean['psnr']:.2f} dB" if "psnr" in mean else ""),
                         )
                     if self.step % o.validate_every == 0 or self.step == o.steps:
                         self._record(self.validate())

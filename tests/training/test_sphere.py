@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from pycodec.models.sphere import UNIT, SphereCodec, tile_quality
 from pycodec.quantization.export import export_entropy_model
 from pycodec.training import sphere, train
 from pycodec.training.data import list_pictures
-from pycodec.training.sphere import PieceSampler, SphereTrainer, cut_piece
+from pycodec.training.pieces import Piece, PieceSampler, cut_piece
+from pycodec.training.refit import HeadFit
+from pycodec.training.sphere import SphereTrainer
 from pycodec.training.train import TrainingOptions
 
 from ..networks import SMALL, quantized_network
 
+HEAD = ("weight", "bias")
 OPTIONS = {
     "steps": 1000,
     "decay": 1,
@@ -153,7 +157,7 @@ def test_loss_counts_own_columns_by_area(make_trainer):
     for tile, width in enumerate(piece.grid.widths):
         spoiled[tile, ..., UNIT * width :] = 5.0
     if not torch.equal(spoiled, piece.x):
-        other, _ = trainer._loss(sphere.Piece(spoiled, *list(vars(piece).values())[1:]))
+        other, _ = trainer._loss(Piece(spoiled, *list(vars(piece).values())[1:]))
         assert other == loss
     # By hand: bits and squared errors, each tile under its own multiplier.
     quality = torch.tensor(piece.qualities) / 100
@@ -182,11 +186,10 @@ def test_training_helps(make_trainer):
 
 
 def test_rate_only_leaves_transforms_and_steps(make_trainer):
-    trainer = make_trainer(rate_only=True)
+    trainer = make_trainer(rate_only=True, steps=25)
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     bits = trainer.validate()
-    for _ in range(25):
-        trainer.train_step()
+    trainer.run(report_every=10)
     assert trainer.validate()["validation_loss"] < 0.98 * bits["validation_loss"]
     changed = {
         name.split(".")[0] if "log2_step" not in name else name
@@ -194,6 +197,48 @@ def test_rate_only_leaves_transforms_and_steps(make_trainer):
         if not torch.equal(tensor, before[name])
     }
     assert changed == {"entropy_model", "hyper_analysis"}
+
+
+def test_refitted_heads_save_bits(make_trainer):
+    """Of an untrained network, whose scales are far off, and nothing else changes."""
+    trainer = make_trainer(rate_only=True)
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    bits = trainer.validate()
+    trainer.refit(6)
+    assert trainer.step == 2 and (trainer.out / "checkpoint.pt").exists()
+    assert trainer.validate()["validation_loss"] < 0.95 * bits["validation_loss"]
+    state = trainer.network.state_dict()
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
+    layers = {f"entropy_model.stages.{i}.head.{part}" for i in range(4) for part in HEAD}
+    assert changed == layers
+    trainer.network.entropy_model.quantized = False
+    with pytest.raises(InputError, match="quantized"):
+        trainer.refit(1)
+
+
+def test_gradients_and_curvatures_of_a_head():
+    """Sums over symbols of what autograd and the Fisher information of Gaussians say."""
+    torch.manual_seed(0)
+    network = quantized_network(0)
+    fit = HeadFit(network)
+    n, channels, inputs = 200_000, 8, 17
+    x = torch.rand(n, inputs)
+    zeros = torch.zeros(n, channels)
+    residual = 3 * torch.randn(n, channels)  # of steps of 2, at a scale of 4 native units
+    fit._add(1, 2, x, residual, zeros + 2, zeros + 1, 0.5)
+    own = slice(2 * channels, 3 * channels)
+    # Rounded residuals have a variance of (9 + 4 / 12) / 4 steps, where 4 are expected.
+    spread = (9 / 4 + 1 / 12) / (4 + 1 / 12)
+    expected = 0.5 * (1 - spread) * x.sum(0)
+    torch.testing.assert_close(fit._scale_gradient[1, own].mean(0), expected, rtol=0.05, atol=0)
+    assert fit._mean_gradient[1, own].abs().mean() < 0.01 * expected.mean()
+    assert not fit._scale_gradient[0].any() and not fit._scale_gradient[1, : own.start].any()
+    gram = x.T @ x
+    torch.testing.assert_close(fit._scale_curvature[1, 2], math.log(2) * gram, rtol=1e-3, atol=0)
+    per_symbol = 0.5 / (math.log(2) * (4 + 1 / 12) * 4)
+    torch.testing.assert_close(
+        fit._mean_curvature[1, own.start], per_symbol * gram, rtol=1e-3, atol=0
+    )
 
 
 def test_a_run_needs_weights(folders, tmp_path):
@@ -216,7 +261,7 @@ def test_command_line_writes_what_differs(folders, start, tmp_path, monkeypatch,
     out = tmp_path / "run"
     arguments = ["train", str(folders[0]), "--out", str(out), "--projection", "erp", "--rate-only"]
     arguments += ["--photos", str(folders[1]), "--start", str(start), "--float32", "--steps", "2"]
-    assert cli.main([*arguments, "--crop", "128", "--batch", "1"]) == 0
+    assert cli.main([*arguments, "--crop", "128", "--batch", "1", "--refit", "1"]) == 0
     assert "tables fitted to" in capsys.readouterr().err
     assert json.loads((out / "model/model.json").read_text())["base"] == "tiny"
     sizes = [(f / "model.safetensors").stat().st_size for f in (start, out / "model")]
