@@ -38,10 +38,12 @@ from pycodec.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES
 from pycodec.projection.metadata import PROJECTIONS
 
 if TYPE_CHECKING:
+    from pycodec.evaluation.anchors import TestedCodec
     from pycodec.evaluation.evaluate import Measurement
     from pycodec.images import Picture
 
 _PIPE = "-"
+_PHOTO_CODEC = "photo"  # as an anchor of the codec for the sphere
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
@@ -224,7 +226,8 @@ def _add_eval(commands: Any) -> None:
         "--anchors",
         type=name_list,
         metavar="NAME,...",
-        help=f"some of {','.join(ANCHOR_NAMES)}, or none (default: all that are installed)",
+        help=f"some of {','.join(ANCHOR_NAMES)}, of the sphere also {_PHOTO_CODEC}, or none "
+        "(default: all that are installed)",
     )
     parser.add_argument(
         "--reuse",
@@ -239,7 +242,17 @@ def _add_eval(commands: Any) -> None:
         metavar=("LOW", "HIGH"),
         help="BD-rates between these dB (default: 28 40)",
     )
-    parser.add_argument("--no-ms-ssim", action="store_true", help="skip MS-SSIM, which takes time")
+    parser.add_argument(
+        "--projection",
+        choices=("none", "erp"),
+        default="none",
+        help="erp: equirectangular pictures; quality is measured on the sphere",
+    )
+    parser.add_argument(
+        "--no-ms-ssim",
+        action="store_true",
+        help="skip MS-SSIM, which takes time; of the sphere WS-SSIM",
+    )
     parser.add_argument("--model", metavar="NAME", help="name or path of the model")
     _add_run_options(parser)
     parser.set_defaults(run=_eval)
@@ -668,6 +681,8 @@ def _model_name(fingerprint: bytes) -> str:
 def _eval(args: argparse.Namespace) -> int:
     from pycodec.evaluation import anchors, evaluate, plots
     from pycodec.evaluation.extras import require
+    from pycodec.evaluation.metrics import PLANE_METRICS
+    from pycodec.evaluation.sphere import SPHERE_METRICS
 
     paths = [Path(path) for path in _expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
     if len({path.name for path in paths}) < len(paths):
@@ -675,22 +690,29 @@ def _eval(args: argparse.Namespace) -> int:
     low, high = args.psnr_range or evaluate.DEFAULT_PSNR_RANGE
     if low >= high:
         raise InputError(f"--psnr-range {low:g} {high:g} is empty")
-    names = anchors.available_anchors() if args.anchors is None else args.anchors
-    codecs = [
-        evaluate.pycodec_under_test(
-            args.qualities or evaluate.DEFAULT_QUALITIES,
-            model=args.model,
-            device=args.device,
-            threads=args.threads,
-        )
+    sphere = args.projection == "erp"
+    metrics = [
+        metric
+        for metric in (SPHERE_METRICS if sphere else PLANE_METRICS)
+        if not (args.no_ms_ssim and metric.similarity)
     ]
+    names = args.anchors
+    if names is None:
+        names = (_PHOTO_CODEC,) * sphere + anchors.available_anchors()
+    codecs = [_codec_under_test(args, "pycodec", args.projection)]
     if args.reuse:
-        reused = _reused_anchors(args.reuse, names, paths)
+        reused = _reused_anchors(args.reuse, names, paths, metrics[0].name)
     else:
         reused = []
-        codecs += map(anchors.anchor, names)
+        codecs += [
+            _codec_under_test(args, name, "none")
+            if sphere and name == _PHOTO_CODEC
+            else anchors.anchor(name)
+            for name in names
+        ]
     # A missing package shall not be noticed only after all the work.
-    for module in ["matplotlib", "bjontegaard"] + ["pytorch_msssim"] * (not args.no_ms_ssim):
+    needed = ["pytorch_msssim"] * any(metric.name == "ms_ssim" for metric in metrics)
+    for module in ["matplotlib", "bjontegaard", *needed]:
         require(module, "eval")
     out = Path(args.out)
     try:
@@ -699,14 +721,14 @@ def _eval(args: argparse.Namespace) -> int:
         raise InputError(f"{out}: cannot be made: {_reason(error)}") from error
 
     total = len(paths) * sum(len(codec.settings) for codec in codecs)
-    steps = evaluate.measure(paths, codecs, with_ms_ssim=not args.no_ms_ssim)
+    steps = evaluate.measure(paths, codecs, metrics)
     with _progress(disabled=False) as progress:
         measurements = list(
             progress.track(steps, total, description="measuring") if progress else steps
         )
     measurements += reused
     summary = {
-        **evaluate.summarize(measurements, psnr_range=(low, high)),
+        **evaluate.summarize(measurements, metrics, psnr_range=(low, high)),
         "versions": {
             "pycodec": __version__,
             **{package: metadata.version(package) for package in ("pillow", "torch")},
@@ -716,15 +738,30 @@ def _eval(args: argparse.Namespace) -> int:
     }
     evaluate.write_csv(measurements, out / "measurements.csv")
     evaluate.write_json(summary, out / "summary.json")
-    plots.plot_rate_distortion(summary, out / "rate_distortion.png")
-    print(evaluate.format_summary(summary))
+    plots.plot_rate_distortion(summary, out / "rate_distortion.png", metrics)
+    print(evaluate.format_summary(summary, metrics))
     files = "measurements.csv, summary.json, rate_distortion.png"
     print(f"\nwritten to {printable(str(out))}: {files}")
     return 0
 
 
-def _reused_anchors(table: str, names: Sequence[str], paths: Sequence[Path]) -> list[Measurement]:
-    """The anchors' lines of an earlier table, for all of these pictures."""
+def _codec_under_test(args: argparse.Namespace, name: str, projection: str) -> TestedCodec:
+    from pycodec.evaluation import evaluate
+
+    return evaluate.pycodec_under_test(
+        args.qualities or evaluate.DEFAULT_QUALITIES,
+        model=args.model,
+        device=args.device,
+        threads=args.threads,
+        projection=projection,
+        name=name,
+    )
+
+
+def _reused_anchors(
+    table: str, names: Sequence[str], paths: Sequence[Path], metric: str
+) -> list[Measurement]:
+    """The anchors' lines of an earlier table, for all of these pictures, with that metric."""
     from pycodec.evaluation.evaluate import read_csv
 
     pictures = {path.name for path in paths}
@@ -733,6 +770,8 @@ def _reused_anchors(table: str, names: Sequence[str], paths: Sequence[Path]) -> 
         missing = pictures - {row.picture for row in rows if row.codec == name}
         if missing:
             raise InputError(f"{table}: has no {name} of {min(missing)}: run without --reuse")
+    if any(metric not in row.values for row in rows):
+        raise InputError(f"{table}: has no {metric}: run without --reuse")
     return rows
 
 

@@ -58,7 +58,14 @@ class StandInCodec(types.ModuleType):
         projection: str = "auto",
     ) -> tuple[bytes, types.SimpleNamespace]:
         self.calls.append(
-            {"quality": quality, "model": model, "device": device, "threads": threads, "tile": tile}
+            {
+                "quality": quality,
+                "model": model,
+                "device": device,
+                "threads": threads,
+                "tile": tile,
+                "projection": projection,
+            }
         )
         if model == "missing":
             raise InputError("no model 'missing'")

@@ -117,14 +117,16 @@ def sample(
     across = (x - left).reshape(x.shape + channels)
     down = (y - top).reshape(y.shape + channels)
     result: NDArray | float = 0.0
+    flat = picture.reshape(rows * width, *picture.shape[2:])
     for row, row_weight in ((top, 1 - down), (top + 1, down)):
         beyond = (row < 0) | (row >= height)
         inside = np.where(row < 0, -1 - row, np.where(row >= height, 2 * height - 1 - row, row))
-        for column, weight in ((left, 1 - across), (left + 1, across)):
-            # Half a turn is no whole number of pixels where the width is odd.
-            turned = column + np.where(beyond, width // 2, 0)
-            pixels = picture[np.clip(inside - first_row, 0, rows - 1), turned % width]
-            result = result + row_weight * weight * pixels.astype(np.float64)
+        first = np.clip(inside - first_row, 0, rows - 1) * width
+        # Half a turn is no whole number of pixels where the width is odd.
+        turned = left + np.where(beyond, width // 2, 0)
+        for column, weight in ((turned, 1 - across), (turned + 1, across)):
+            pixels = flat.take(first + column % width, axis=0)
+            result = result + row_weight * weight * pixels
     return result
 
 
