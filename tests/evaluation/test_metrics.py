@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycodec.errors import InputError
-from pycodec.evaluation.metrics import ms_ssim, similarity_db, psnr
+from pycodec.evaluation.metrics import ms_ssim, psnr, similarity_db
 
 
 def test_psnr_of_a_known_error():
