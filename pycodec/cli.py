@@ -1,4 +1,4 @@
-"""The command line: encode, decode, info, eval, demo, batch, train and train-lossless.
+"""The command line: encode, decode, view, info, eval, demo, batch, train and train-lossless.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycodec import __version__
 from pycodec.coding.container import (
+    MAGIC,
     MAX_TILE_LOG2,
     MIN_TILE_LOG2,
     SUFFIX,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pycodec.evaluation.anchors import TestedCodec
     from pycodec.evaluation.evaluate import Measurement
     from pycodec.images import Picture
+    from pycodec.projection.viewport import Viewport
 
 _PIPE = "-"
 _PHOTO_CODEC = "photo"  # as an anchor of the codec for the sphere
@@ -123,6 +125,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_encode(commands)
     _add_decode(commands)
+    _add_view(commands)
     _add_info(commands)
     _add_eval(commands)
     _add_demo(commands)
@@ -199,6 +202,47 @@ def _add_decode(commands: Any) -> None:
     _add_run_options(parser)
     _add_output_options(parser)
     parser.set_defaults(run=_decode)
+
+
+def _add_view(commands: Any) -> None:
+    from pycodec.images import WRITABLE_FORMATS
+
+    parser = commands.add_parser(
+        "view",
+        help="what a camera in the middle of a 360-degree picture sees",
+        description="Write rectilinear views of equirectangular pictures. Of a file that was "
+        "encoded with --projection erp only what the view needs is decoded.",
+    )
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help=f"{SUFFIX} file, picture, glob, folder or -"
+    )
+    parser.add_argument("output", metavar="OUT", help="picture, folder or -")
+    for name, text in (
+        ("yaw", "direction, to the right of the middle (default 0)"),
+        ("pitch", "direction, upwards, -90 to 90 (default 0)"),
+    ):
+        parser.add_argument(f"--{name}", type=_finite_float, default=0.0, metavar="DEG", help=text)
+    parser.add_argument(
+        "--fov",
+        type=_positive_float,
+        default=90.0,
+        metavar="DEG",
+        help="horizontal field of view, below 180 (default 90)",
+    )
+    parser.add_argument(
+        "--size", type=_size, default=(1024, 768), metavar="WxH", help="pixels (default 1024x768)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="name or path (default: what the file says)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=WRITABLE_FORMATS,
+        help="kind of picture (default: what OUT ends with; png for folders and pipes)",
+    )
+    _add_run_options(parser)
+    _add_output_options(parser)
+    parser.set_defaults(run=_view)
 
 
 def _add_info(commands: Any) -> None:
@@ -329,6 +373,18 @@ def _positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not positive")
     return value
+
+
+def _finite_float(text: str) -> float:
+    value = _number(text, float)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    return positive_int(width), positive_int(height)
 
 
 def tile_size(text: str) -> int:
@@ -566,9 +622,19 @@ def _encode_to_target(
 
 
 def _decode(args: argparse.Namespace) -> int:
+    return _write_pictures(args, frozenset({SUFFIX}), _decode_one, "decoding")
+
+
+def _write_pictures(
+    args: argparse.Namespace,
+    suffixes: frozenset[str],
+    work: Callable[[argparse.Namespace, _Job, str], None],
+    description: str,
+) -> int:
+    """Do ``work`` for each input, with the format of its result."""
     from pycodec.images import format_of
 
-    jobs = _plan(args, frozenset({SUFFIX}), f".{args.format or 'png'}")
+    jobs = _plan(args, suffixes, f".{args.format or 'png'}")
     formats = {
         job: args.format or ("png" if job.target == _PIPE else format_of(job.target))
         for job in jobs
@@ -576,15 +642,14 @@ def _decode(args: argparse.Namespace) -> int:
     return _for_each(
         jobs,
         lambda job: _label(job.source, standard="<stdin>"),
-        lambda job: _decode_one(args, job, formats[job]),
-        description="decoding",
+        lambda job: work(args, job, formats[job]),
+        description=description,
         quiet=args.quiet,
     )
 
 
 def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
     from pycodec import api
-    from pycodec.images import save_image, write_image
 
     start = time.perf_counter()
     data = _read(job.source)
@@ -592,6 +657,14 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
     picture, stats = api.decode_picture(
         data, model=args.model, device=args.device, threads=args.threads
     )
+    _write_picture(args, job, picture, format, start, stats)
+
+
+def _write_picture(
+    args: argparse.Namespace, job: _Job, picture: Picture, format: str, start: float, stats: Any
+) -> None:
+    from pycodec.images import save_image, write_image
+
     if job.target == _PIPE:
         file = BytesIO()
         lost = write_image(picture, file, format)
@@ -600,6 +673,35 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
         lost = save_image(picture, job.target, format)
     _warn(job, [*picture.warnings, *lost])
     _report(args, job, f"{picture.width}x{picture.height} pixels", start, stats)
+
+
+def _view(args: argparse.Namespace) -> int:
+    from pycodec.projection.viewport import Viewport
+
+    viewport = Viewport(args.yaw, args.pitch, args.fov, *args.size)
+    return _write_pictures(
+        args,
+        PICTURE_SUFFIXES | {SUFFIX},
+        lambda args, job, format: _view_one(args, job, format, viewport),
+        "viewing",
+    )
+
+
+def _view_one(args: argparse.Namespace, job: _Job, format: str, viewport: Viewport) -> None:
+    from pycodec import api
+    from pycodec.images import load_image
+
+    start = time.perf_counter()
+    data: Any = _read(job.source)
+    if data.startswith(MAGIC):
+        refuse_large(peek(data), args.max_pixels)
+    else:
+        data = load_image(BytesIO(data), max_pixels=args.max_pixels)
+        _warn(job, data.warnings)
+    picture, stats = api.view(
+        data, viewport, model=args.model, device=args.device, threads=args.threads
+    )
+    _write_picture(args, job, picture, format, start, stats)
 
 
 def _warn(job: _Job, lines: Iterable[str]) -> None:

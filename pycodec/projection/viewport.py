@@ -7,7 +7,9 @@ to the right and y up; pitch turns it upwards, then yaw to the right.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from pycodec.errors import InputError
 
 MAX_SIDE = 16384
+
+_PIXELS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,17 @@ class Viewport:
                 f"a viewport has 1 to {MAX_SIDE} pixels a side, not {self.width} x {self.height}"
             )
 
-    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Longitude and latitude of each pixel's centre, degrees, [height, width] each."""
+    def directions(
+        self, first: int = 0, last: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Longitude and latitude of each pixel's centre, degrees, [rows, width] each.
+
+        Of the view's rows from ``first`` to ``last`` - 1; of all by default.
+        """
         focal = self.width / 2 / np.tan(np.radians(self.fov) / 2)
         x = np.arange(self.width) + 0.5 - self.width / 2
-        y = self.height / 2 - 0.5 - np.arange(self.height)
-        x, y = np.meshgrid(x, y)
+        rows = np.arange(first, self.height if last is None else last)
+        x, y = np.meshgrid(x, self.height / 2 - 0.5 - rows)
         pitch = np.radians(self.pitch)
         up = y * np.cos(pitch) + focal * np.sin(pitch)
         forward = focal * np.cos(pitch) - y * np.sin(pitch)
@@ -63,9 +72,13 @@ class Viewport:
 
     def rows(self, height: int) -> tuple[int, int]:
         """The first row and the one after the last that :meth:`render` reads of a picture."""
-        _, latitude = self.directions()
-        y = _row(latitude, height)
-        return max(0, int(np.floor(y.min()))), min(height, int(np.floor(y.max())) + 2)
+        ranges = [
+            (latitude.min(), latitude.max())
+            for _, latitude in itertools.starmap(self.directions, self._blocks())
+        ]
+        south, north = min(low for low, _ in ranges), max(high for _, high in ranges)
+        top, bottom = (int(np.floor(_row(latitude, height))) for latitude in (north, south))
+        return max(0, top), min(height, bottom + 2)
 
     def render(self, picture: NDArray, *, first_row: int = 0, height: int | None = None) -> NDArray:
         """The view, by bilinear interpolation on the sphere.
@@ -89,11 +102,19 @@ class Viewport:
                 f"the view needs rows {low} to {high - 1}, not only {first_row} to "
                 f"{first_row + rows - 1}"
             )
-        longitude, latitude = self.directions()
-        value = sample(picture, longitude, latitude, first_row=first_row, height=height)
-        if np.issubdtype(picture.dtype, np.integer):
-            value = np.rint(value)
-        return value.astype(picture.dtype)
+        view = np.empty((self.height, self.width, *picture.shape[2:]), picture.dtype)
+        for first, last in self._blocks():
+            directions = self.directions(first, last)
+            value = sample(picture, *directions, first_row=first_row, height=height)
+            if np.issubdtype(picture.dtype, np.integer):
+                value = np.rint(value)
+            view[first:last] = value
+        return view
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Rows of the view that are worked on at once."""
+        size = max(1, _PIXELS_AT_ONCE // self.width)
+        return [(row, min(row + size, self.height)) for row in range(0, self.height, size)]
 
 
 def sample(
@@ -130,5 +151,5 @@ def sample(
     return result
 
 
-def _row(latitude: NDArray[np.float64], height: int) -> NDArray[np.float64]:
+def _row(latitude: Any, height: int) -> Any:
     return (0.5 - latitude / 180) * height - 0.5
