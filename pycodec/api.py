@@ -16,7 +16,7 @@ from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
-from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec
+from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
@@ -25,9 +25,11 @@ from pycodec.models.zoo import (
 )
 from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
 from pycodec.projection.viewport import Viewport
+from pycodec.projection.widths import TileWidths
 
 CODECS = (PhotoCodec, LosslessCodec)
 Model = str | Path | PhotoCodec | LosslessCodec
+Widths = str | Path | TileWidths
 
 __all__ = [
     "decode",
@@ -74,6 +76,7 @@ def encode(
     device: str | None = None,
     threads: int | None = None,
     projection: str = "auto",
+    widths: Widths | None = None,
 ) -> bytes | list[bytes]:
     """Encode a picture to the bytes of an ``.lci`` file.
 
@@ -88,6 +91,9 @@ def encode(
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
             other; ``auto`` believes the picture's XMP metadata. Lossless coding knows none.
+        widths: of the tiles of a sphere: a preset or a file, see
+            :meth:`pycodec.projection.widths.TileWidths.load`, or a ``TileWidths``; None for those
+            that suit the picture and the quality.
 
     Returns:
         The file; a list of files for a list.
@@ -101,6 +107,7 @@ def encode(
         "device": device,
         "threads": threads,
         "projection": projection,
+        "widths": widths,
     }
     if isinstance(image, list):
         return [encode(i, quality, **options) for i in image]
@@ -145,6 +152,7 @@ def encode_picture(
     tile: int | None = None,
     code_length: bool = False,
     projection: str = "auto",
+    widths: Widths | None = None,
 ) -> tuple[bytes, EncodeStats]:
     """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
@@ -156,6 +164,8 @@ def encode_picture(
     codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, lossless)
+    if widths is not None and not sphere:
+        raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
     if lossless:
         coded = codec.compress(
@@ -164,9 +174,19 @@ def encode_picture(
     else:
         if picture.gray:
             pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-        coder = SphereCodec(codec) if sphere else codec
+        coder, options = codec, {}
+        if sphere:
+            coder = SphereCodec(codec)
+            if widths is not None:
+                widths = widths if isinstance(widths, TileWidths) else TileWidths.load(widths)
+                options["widths"] = widths.in_units(*grid_size(*pixels.shape[:2]))
         coded = coder.compress(
-            pixels, quality, tile_log2=tile_log2, threads=threads, code_length=code_length
+            pixels,
+            quality,
+            tile_log2=tile_log2,
+            threads=threads,
+            code_length=code_length,
+            **options,
         )
     began = time.perf_counter()
     header = Header(

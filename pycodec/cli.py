@@ -1,4 +1,5 @@
-"""The command line: encode, decode, view, info, eval, demo, batch, train and train-lossless.
+"""The command line: encode, decode, view, info, eval, demo and batch; sphere-search, train and
+train-lossless.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -37,6 +38,7 @@ from pycodec.coding.container import (
 from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES
 from pycodec.projection.metadata import PROJECTIONS
+from pycodec.projection.widths import PRESETS as WIDTH_PRESETS
 
 if TYPE_CHECKING:
     from pycodec.evaluation.anchors import TestedCodec
@@ -48,6 +50,10 @@ _PIPE = "-"
 _PHOTO_CODEC = "photo"  # as an anchor of the codec for the sphere
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
+    "sphere-search": (
+        "pycodec.models.width_search_cli",
+        "widths of the tiles of 360-degree pictures, from a folder of them",
+    ),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
 }
@@ -174,6 +180,12 @@ def _add_encode(commands: Any) -> None:
         choices=PROJECTIONS,
         default="auto",
         help="erp: an equirectangular picture of the whole sphere (default: what its XMP says)",
+    )
+    parser.add_argument(
+        "--widths",
+        metavar="NAME",
+        help=f"of the sphere's tiles: {', '.join(WIDTH_PRESETS)} or a file that sphere-search "
+        "wrote (default: chosen for each picture)",
     )
     _add_run_options(parser)
     _add_output_options(parser)
@@ -407,7 +419,7 @@ class _Job:
     target: str
 
 
-def _expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
+def expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
     """Files for arguments that may be files, globs or folders; folders are not descended."""
     files: list[str] = []
     for pattern in patterns:
@@ -431,7 +443,7 @@ def _expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
 
 def _plan(args: argparse.Namespace, suffixes: frozenset[str], result_suffix: str) -> list[_Job]:
     """Pair inputs with outputs, and refuse what would destroy a file, before any work is done."""
-    sources = _expand(args.inputs, suffixes)
+    sources = expand(args.inputs, suffixes)
     plain = len(args.inputs) == 1 and sources == args.inputs
     to_folder = os.path.isdir(args.output) or args.output.endswith(os.sep) or not plain
     if not to_folder or args.output == _PIPE:
@@ -589,6 +601,7 @@ def _encode_one(args: argparse.Namespace, job: _Job) -> None:
             tile=args.tile,
             lossless=args.lossless,
             projection=args.projection,
+            widths=args.widths,
         )
         return data
 
@@ -725,7 +738,7 @@ def _report(args: argparse.Namespace, job: _Job, result: str, start: float, stat
 
 
 def _info(args: argparse.Namespace) -> int:
-    sources = _expand(args.inputs, frozenset({SUFFIX}))
+    sources = expand(args.inputs, frozenset({SUFFIX}))
 
     def work(source: str) -> None:
         data = _read(source)
@@ -786,7 +799,7 @@ def _eval(args: argparse.Namespace) -> int:
     from pycodec.evaluation.metrics import PLANE_METRICS
     from pycodec.evaluation.sphere import SPHERE_METRICS
 
-    paths = [Path(path) for path in _expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
+    paths = [Path(path) for path in expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
     if len({path.name for path in paths}) < len(paths):
         raise InputError("two pictures have the same name: the table could not tell them apart")
     low, high = args.psnr_range or evaluate.DEFAULT_PSNR_RANGE

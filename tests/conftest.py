@@ -56,6 +56,7 @@ class StandInCodec(types.ModuleType):
         tile: int | None = None,
         lossless: bool = False,
         projection: str = "auto",
+        widths: str | None = None,
     ) -> tuple[bytes, types.SimpleNamespace]:
         self.calls.append(
             {

@@ -418,6 +418,12 @@ def _tile_rows(pixels: np.ndarray, first: int, last: int) -> Tensor:
     return _to_width(x, UNIT * full).contiguous()
 
 
+def resize(pixels: np.ndarray, height: int, width: int) -> Tensor:
+    """uint8 [H, W, 3] as floats [1, 3, height, width], by cubic kernels around the sphere."""
+    x = _to_rows(_to_float(pixels), 0, pixels.shape[0], height, 0, height)
+    return _to_width(x, width).contiguous()
+
+
 def _rows_read(source: int, target: int, begin: int, end: int) -> tuple[int, int]:
     """The first row of ``source`` and the one after the last that rows of ``target`` read."""
     if source == target:
