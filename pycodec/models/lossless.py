@@ -162,11 +162,15 @@ class LosslessCodec:
         bits = to_bits(component).astype(np.int32)
         head = b""
         if adapt:
-            head = fit_head(network, bits, side, self.tables)
-            add_seconds(coded.seconds, "adaptation", time.perf_counter() - began)
-            began = time.perf_counter()
-        network = with_head(network, head)
-        symbols, indexes = network.order(bits, threads=threads, side=side)
+            encoding = network.begin(bits, threads, side=side)
+            fitting = time.perf_counter()
+            head = fit_head(encoding, self.tables)
+            fitting = time.perf_counter() - fitting
+            add_seconds(coded.seconds, "adaptation", fitting)
+            began += fitting
+            symbols, indexes = encoding.order(with_head(network, head))
+        else:
+            symbols, indexes = network.order(bits, threads, side=side)
         add_seconds(coded.seconds, "context", time.perf_counter() - began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables, lanes=_lanes(component.size))
