@@ -7,7 +7,6 @@ to the right and y up; pitch turns it upwards, then yaw to the right.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +58,43 @@ class Viewport:
 
         Of the view's rows from ``first`` to ``last`` - 1; of all by default.
         """
-        focal = self.width / 2 / np.tan(np.radians(self.fov) / 2)
-        x = np.arange(self.width) + 0.5 - self.width / 2
-        rows = np.arange(first, self.height if last is None else last)
-        x, y = np.meshgrid(x, self.height / 2 - 0.5 - rows)
-        pitch = np.radians(self.pitch)
-        up = y * np.cos(pitch) + focal * np.sin(pitch)
-        forward = focal * np.cos(pitch) - y * np.sin(pitch)
+        x, y = self._axes()
+        x, y = np.meshgrid(x, y[first:last])
+        up, forward = self._pitched(y)
         longitude = np.degrees(np.arctan2(x, forward)) + self.yaw
-        latitude = np.degrees(np.arctan2(up, np.hypot(x, forward)))
-        return (longitude + 180) % 360 - 180, latitude
+        return (longitude + 180) % 360 - 180, _latitude(x, up, forward)
 
     def rows(self, height: int) -> tuple[int, int]:
         """The first row and the one after the last that :meth:`render` reads of a picture."""
-        ranges = [
-            (latitude.min(), latitude.max())
-            for _, latitude in itertools.starmap(self.directions, self._blocks())
-        ]
-        south, north = min(low for low, _ in ranges), max(high for _, high in ranges)
+        x, y = self._axes()
+        # The extremes of what a convex region of the sphere sees are at its border, or at poles.
+        border_x = np.concatenate([x, x, np.full_like(y, x[0]), np.full_like(y, x[-1])])
+        border_y = np.concatenate([np.full_like(x, y[0]), np.full_like(x, y[-1]), y, y])
+        latitude = _latitude(border_x, *self._pitched(border_y))
+        south, north = latitude.min(), latitude.max()
+        if self.pitch:
+            pole = self._focal / np.tan(np.radians(self.pitch))
+            if abs(pole) <= self.height / 2:
+                south, north = (-90.0, north) if self.pitch < 0 else (south, 90.0)
         top, bottom = (int(np.floor(_row(latitude, height))) for latitude in (north, south))
         return max(0, top), min(height, bottom + 2)
+
+    @property
+    def _focal(self) -> float:
+        return self.width / 2 / np.tan(np.radians(self.fov) / 2)
+
+    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the camera's plane, to the right and upwards: x [width], y [height]."""
+        x = np.arange(self.width) + 0.5 - self.width / 2
+        return x, self.height / 2 - 0.5 - np.arange(self.height)
+
+    def _pitched(self, y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Up and forward, of points of the camera's plane."""
+        pitch, focal = np.radians(self.pitch), self._focal
+        return (
+            y * np.cos(pitch) + focal * np.sin(pitch),
+            focal * np.cos(pitch) - y * np.sin(pitch),
+        )
 
     def render(self, picture: NDArray, *, first_row: int = 0, height: int | None = None) -> NDArray:
         """The view, by bilinear interpolation on the sphere.
@@ -124,10 +140,11 @@ def sample(
     *,
     first_row: int = 0,
     height: int | None = None,
-) -> NDArray[np.float64]:
-    """Values at directions, degrees, by bilinear interpolation: float64 [..., C].
+) -> NDArray:
+    """Values at directions, degrees, by bilinear interpolation: [..., C].
 
-    Rows wrap around; beyond a pole lies the same row, half a turn further.
+    They are float64, of integers float32. Rows wrap around; beyond a pole lies the same row, half
+    a turn further.
     """
     rows, width = picture.shape[:2]
     height = rows if height is None else height
@@ -137,6 +154,8 @@ def sample(
     channels = (1,) * (picture.ndim - 2)
     across = (x - left).reshape(x.shape + channels)
     down = (y - top).reshape(y.shape + channels)
+    if np.issubdtype(picture.dtype, np.integer):
+        across, down = across.astype(np.float32), down.astype(np.float32)
     result: NDArray | float = 0.0
     flat = picture.reshape(rows * width, *picture.shape[2:])
     for row, row_weight in ((top, 1 - down), (top + 1, down)):
@@ -149,6 +168,12 @@ def sample(
             pixels = flat.take(first + column % width, axis=0)
             result = result + row_weight * weight * pixels
     return result
+
+
+def _latitude(
+    x: NDArray[np.float64], up: NDArray[np.float64], forward: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.degrees(np.arctan2(up, np.hypot(x, forward)))
 
 
 def _row(latitude: Any, height: int) -> Any:
