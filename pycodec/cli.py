@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _PIPE = "-"
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
+    "bench": ("pycodec.profiling.bench_cli", "how fast a codec is on this machine, and compare"),
+    "profile": ("pycodec.profiling.cli", "where the time of an encoding or decoding goes"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
 }
@@ -149,13 +151,13 @@ def _add_encode(commands: Any) -> None:
     )
     rate.add_argument(
         "--target-bpp",
-        type=_positive_float,
+        type=positive_float,
         metavar="B",
         help="highest quality of at most B bits a pixel, whole file",
     )
     rate.add_argument(
         "--target-psnr",
-        type=_positive_float,
+        type=positive_float,
         metavar="D",
         help="smallest file of at least D dB",
     )
@@ -234,7 +236,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--pictures", type=positive_int, metavar="N", help="only the first N")
     parser.add_argument(
         "--psnr-range",
-        type=_positive_float,
+        type=positive_float,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="BD-rates between these dB (default: 28 40)",
@@ -311,7 +313,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-def _positive_float(text: str) -> float:
+def positive_float(text: str) -> float:
     value = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not positive")

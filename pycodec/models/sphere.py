@@ -28,7 +28,7 @@ from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.blocks import on_sphere
 from pycodec.models.photo import CodedPicture, PhotoCodec, check_picture
 from pycodec.models.photo_network import quality_lambda
-from pycodec.models.tiling import add_seconds, thread_count
+from pycodec.models.tiling import end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
 from pycodec.ops.pseudocylindrical_slice import (
     cubic_resampling,
@@ -139,11 +139,11 @@ class SphereCodec:
                 widths = _choose_widths(x, coded.quality_code)
             grid = _checked_grid(widths, tiles, full)
             qualities = _qualities(grid, coded.quality_code, full)
-            add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+            end_stage(coded.seconds, "analysis", began)
             for first, last in _bands(tiles, tile_log2):
                 began = time.perf_counter()
                 latents, hyperlatents = self._analyse(x, grid, qualities, first, last)
-                add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+                end_stage(coded.seconds, "analysis", began)
                 band = grid.cut(first, last)
                 result = model.encode_sphere(
                     latents, hyperlatents, band, qualities[first:last], count
@@ -221,7 +221,7 @@ class SphereCodec:
             rows = [self._synthesize(latents, grid, qualities, full, *band) for band in bands]
             x = _to_size(torch.cat(rows, 2), height, width)
             pixels = (x[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-            add_seconds(seconds, "synthesis", time.perf_counter() - began)
+            end_stage(seconds, "synthesis", began)
         return np.ascontiguousarray(pixels.numpy())
 
     def _synthesize(
