@@ -32,6 +32,7 @@ GPU_TESTS = (
     "tests/ops/test_pseudocylindrical_gpu.py",
     "tests/coding/test_rans_cuda.py",
     "tests/context/test_wave_network_cuda.py",
+    "tests/integrations/test_dataset.py",
 )
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -150,7 +151,7 @@ def steps() -> list[Step]:
         found += [
             Step(
                 f"{checker}-{Path(path).stem[5:]}",
-                (*sanitizer, *pytest, path, "-k", "gpu or GPU or cuda"),
+                (*sanitizer, *pytest, path, "-k", "(gpu or cuda) and not host"),
                 480,
                 tool("compute-sanitizer"),
             )

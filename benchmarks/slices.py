@@ -167,8 +167,11 @@ class Slices:
         for name, outcome in self.outcomes().items():
             entry: dict[str, Any] = asdict(outcome)
             results = self.folder / f"{name}.json"
-            if outcome.status == "ok" and results.exists():
+            if outcome.status == "ok" and "{json}" in outcome.command:
                 entry["results"] = json.loads(results.read_text())
+            elif outcome.status == "ok":
+                log = self.folder / f"{name}.log"
+                entry["output"] = log.read_text(errors="replace").splitlines()
             steps[name] = entry
         return {"machine": machine, "complete": len(steps) == len(self.steps), "steps": steps}
 

@@ -57,8 +57,10 @@ class TorchSpans(TorchFunctionMode):
         return result
 
     def _work(self, function: Any, name: str, args: tuple, result: Any) -> dict[str, Any]:
-        if not isinstance(result, Tensor) or (result is args[0] and not name.endswith("_")):
-            return {}  # a request that was fulfilled already moves nothing
+        if not isinstance(result, Tensor):
+            return {}
+        if args and result is args[0] and not name.endswith("_"):
+            return {}  # what was asked for was there already
         size = sum(a.nbytes for a in (*args, result) if isinstance(a, Tensor))
         if function not in _CONVOLUTIONS:
             return {"bytes": size}
