@@ -17,6 +17,7 @@ from pycodec.images import Picture, from_any
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
 from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
+from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
@@ -206,7 +207,7 @@ def encode_picture(
             header, coded.streams, icc=picture.icc, exif=picture.exif, xmp=picture.xmp, alpha=alpha
         )
     )
-    coded.seconds["container"] = time.perf_counter() - began
+    end_stage(coded.seconds, "container", began)
     return data, EncodeStats(coded.seconds, coded.num_symbols, coded.code_length_bits)
 
 
@@ -239,7 +240,8 @@ def decode_picture(
             f"the file has {header.bit_depth} bits a sample, which this version cannot decode; "
             "update pycodec"
         )
-    stats = DecodeStats({"container": time.perf_counter() - began})
+    stats = DecodeStats()
+    end_stage(stats.seconds, "container", began)
     codec = _decoding_model(header, model, device)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
