@@ -1,4 +1,4 @@
-"""The command line: encode, decode, info, eval, demo, batch, train and train-lossless.
+"""The command line: encode, decode, info, eval, demo, batch, train, train-lossless, convert-compressai.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -46,6 +46,10 @@ _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
+    "convert-compressai": (
+        "pycodec.integrations.compressai_cli",
+        "make a model of a CompressAI checkpoint",
+    ),
 }
 
 
