@@ -1,4 +1,4 @@
-"""The command line: encode, decode, info, eval, demo, batch, train, train-lossless, convert-compressai.
+"""The command line: encode, decode, info, eval, demo, batch, and what makes models.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.

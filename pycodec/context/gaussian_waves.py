@@ -5,13 +5,13 @@ Compression" (NeurIPS 2018), and of Cheng et al. (CVPR 2020): a masked convoluti
 decoded, pointwise layers over its results and the hyperprior's, and for each channel of a position
 the scale and the mean of a Gaussian. Here all of it is integers::
 
-    seen   = clamp((latent + 2**(context_shift - 1)) >> context_shift, -context_limit, context_limit)
+    seen   = clamp((latent + 2**(s - 1)) >> s, -context_limit, context_limit)   s = context_shift
     scale, mean = heads([side, context(seen)])
     table  = number of thresholds below scale
     symbol = (latent - mean + 2**(f - 1)) >> f                     f = fraction_bits
     latent = clamp((symbol << f) + mean, -2**28, 2**28)            as decoded
 
-``context_shift`` 0 adds nothing. Positions are coded in raster order's conditioning, but in sheared
+A shift of 0 adds nothing. Positions are coded in raster order's conditioning, but in sheared
 waves: all positions of one row_step * h + w together, rows in turn (``docs/waves.md``). The encoder
 quantizes what it predicts from, so it goes in waves too.
 """
@@ -64,8 +64,8 @@ class GaussianWaves:
 
     Attributes:
         context: of M channels, k x k; it must see positions before its own in raster order only.
-        heads: pointwise layers; the first sees the side channels and then the context's results, the
-            last gives M scales and then M means, int32.
+        heads: pointwise layers; the first sees the side channels and then the context's results,
+            the last gives M scales and then M means, int32.
         side_channels: how many.
         context_shift: 0 to 24.
         context_limit: 0 to 2**15 - 1.
@@ -120,7 +120,9 @@ class GaussianWaves:
         """Of the schedule with the fewest waves in large pictures: w + row_step * h."""
         kh, kw = self.context.weight.shape[1:3]
         mask = (self.context.weight != 0).any(3).any(0).numpy()
-        down, right = (axis - size // 2 for axis, size in zip(np.indices((kh, kw)), (kh, kw)))
+        down, right = (
+            axis - size // 2 for axis, size in zip(np.indices((kh, kw)), (kh, kw), strict=True)
+        )
         if (mask & ((down > 0) | ((down == 0) & (right >= 0)))).any():
             raise InputError("the context sees what is not decoded yet")
         # A context that sees nothing of the rows above, or of its own, still codes in this order.

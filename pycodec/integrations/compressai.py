@@ -4,8 +4,8 @@
     fast = pycodec.integrations.compressai.accelerate(model, calibrate=pictures)
     fast.decompress(**fast.compress(x))["x_hat"]
 
-``docs/integrations.md`` says what is the same and what is not. This module does not import CompressAI:
-it takes any model whose parts have its names.
+``docs/integrations.md`` says what is the same and what is not. This module does not import
+CompressAI: it takes any model whose parts have its names.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def accelerate(
 
     Args:
         model: a trained ``FactorizedPrior``, ``ScaleHyperprior``, ``MeanScaleHyperprior``,
-            ``JointAutoregressiveHierarchicalPriors``, ``Cheng2020Anchor`` or ``Cheng2020Attention``,
-            or what has the same parts.
+            ``JointAutoregressiveHierarchicalPriors``, ``Cheng2020Anchor`` or
+            ``Cheng2020Attention``, or what has the same parts.
         calibrate: some pictures like those to come, uint8 [H, W, 3] or float [3, H, W] in 0..1: the
             ranges of integer activations are chosen by up to 16 of them. None for made ones, which
             will do. Encoder and decoder need the same.

@@ -7,9 +7,9 @@ trained in floating point, exported by :func:`export_entropy_model` and run by
 point, and neither are the means: a stream decodes to the same latents on every machine.
 
 Numbers: latents and means in units of 2**-LATENT_BITS, hyperlatents of 2**-HYPER_BITS, scales of
-2**-SCALE_BITS; a scale's table is the number of thresholds below it (CompressAI's ``build_indexes``).
-Order of symbols: hyperlatents in raster order, channels innermost; latents likewise, or in the order
-of :mod:`pycodec.context.gaussian_waves` where there is a context.
+2**-SCALE_BITS; a scale's table is the number of thresholds below it (CompressAI's
+``build_indexes``). Order of symbols: hyperlatents in raster order, channels innermost; latents
+likewise, or in the order of :mod:`pycodec.context.gaussian_waves` where there is a context.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from pycodec.ops.int16_conv2d import Int16Conv2d
 from pycodec.quantization.int16 import (
     ACTIVATION_LIMIT,
     float_layers,
-    integer_layer,
     integer_network,
     load_layer,
 )
@@ -325,8 +324,8 @@ def export_entropy_model(model: nn.Module, pictures: Tensor) -> dict[str, Tensor
         model: on the CPU, with ``g_a``, ``entropy_bottleneck`` (its parameters have CompressAI's
             names) and, as far as it has them, ``h_a``, ``h_s``, ``gaussian_conditional``,
             ``context_prediction``, ``entropy_parameters``.
-        pictures: float [B, 3, H, W] in 0..1, H and W multiples of 64: what the scales of activations
-            are chosen by.
+        pictures: float [B, 3, H, W] in 0..1, H and W multiples of 64: what the scales of
+            activations are chosen by.
 
     Raises:
         UnsupportedError: the model has something that no integer form is known for.
@@ -394,8 +393,8 @@ def hyperlatents(model: nn.Module, latents: Tensor, *, abs_latents: bool) -> Ten
 def bottleneck_tables(state: Mapping[str, Tensor]) -> tuple[TableSet, Tensor]:
     """Tables and medians of a factorized prior, from its parameters.
 
-    The distribution is that of Balle et al. 2018, appendix 6.1: a small monotonic network gives each
-    channel's cumulative.
+    The distribution is that of Balle et al. 2018, appendix 6.1: a small monotonic network gives
+    each channel's cumulative.
 
     Args:
         state: state dict of CompressAI's ``EntropyBottleneck``, of any of its versions.

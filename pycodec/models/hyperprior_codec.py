@@ -1,7 +1,7 @@
 """A codec from a published hyperprior model: float transforms around the integer entropy model.
 
-Model folders come from CompressAI checkpoints (``pycodec convert-compressai``). Such a model has one
-quality, that which it was trained for.
+Model folders come from CompressAI checkpoints (``pycodec convert-compressai``). Such a model has
+one quality, that which it was trained for.
 """
 
 from __future__ import annotations

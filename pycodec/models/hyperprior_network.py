@@ -1,13 +1,14 @@
 """The networks of the published hyperprior models, with the parameter names of CompressAI.
 
-So that its checkpoints load here by name, without CompressAI being installed. The layers are those of
-Balle et al. (ICLR 2017 and 2018), Minnen et al. (NeurIPS 2018) and Cheng et al. (CVPR 2020, with
-the changes that CompressAI documents).
+So that its checkpoints load here by name, without CompressAI being installed. The layers are those
+of Balle et al. (ICLR 2017 and 2018), Minnen et al. (NeurIPS 2018) and Cheng et al. (CVPR 2020,
+with the changes that CompressAI documents).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -211,8 +212,9 @@ class HyperpriorNetwork(nn.Module):
         if architecture.startswith(("mbt2018", "cheng2020")) and architecture != "mbt2018-mean":
             self.context_prediction = _Masked(m, 2 * m, 5)
             widths = (4 * m, m * 10 // 3, m * 8 // 3, 2 * m)
-            pairs = zip(widths, widths[1:], strict=False)
-            self.entropy_parameters = _activated([nn.Conv2d(i, o, 1) for i, o in pairs], _leaky)
+            self.entropy_parameters = _activated(
+                [nn.Conv2d(i, o, 1) for i, o in pairwise(widths)], _leaky
+            )
 
     def _build_gdn(self, n: int, m: int) -> None:
         self.g_a = nn.Sequential(

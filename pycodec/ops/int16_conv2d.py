@@ -1,9 +1,9 @@
 """The convolution of int16 by int16, exact on every backend.
 
-For networks that were trained in floating point and take no further training: activations of 14 bits
-and weights as wide as the accumulators leave room for lose nothing that a rate could show. The
-arithmetic is that of :mod:`pycodec.ops.quantized_conv2d` with a second factor for what is negative,
-a (leaky or parametric) ReLU::
+For networks that were trained in floating point and take no further training: activations of 14
+bits and weights as wide as the accumulators leave room for. The arithmetic is that of
+:mod:`pycodec.ops.quantized_conv2d` with a second factor for what is negative, a (leaky or
+parametric) ReLU::
 
     acc = bias + sum over the window of weight * x                           int32
     m   = negative_multiplier where acc < 0, else multiplier

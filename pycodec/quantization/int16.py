@@ -1,7 +1,7 @@
 """Float networks, trained by someone else, as integer ones: int16 weights and activations.
 
-No training follows and none is needed: a channel's activations take 14 bits with a scale of its own,
-and weights are as fine as int32 accumulators allow in the worst case, 10 bits and more. Transposed
+No training follows: a channel's activations take 14 bits with a scale of its own, and weights are
+as fine as int32 accumulators allow in the worst case. Transposed
 convolutions of stride 2 become convolutions to four times the channels, one set for each place in a
 2 x 2 block of the output, and a pixel shuffle (Shi et al., arXiv 1609.05158): the same sums.
 """
@@ -37,7 +37,7 @@ class FloatLayer:
         weight: [Cout, Cin, kh, kw], odd kernels.
         bias: [Cout].
         slope: of negative results; 1 where there is no activation.
-        shuffle: whether four channels become a 2 x 2 block each, as :class:`nn.PixelShuffle` has it.
+        shuffle: whether four channels become a 2 x 2 block each, as of :class:`nn.PixelShuffle`.
     """
 
     weight: Tensor

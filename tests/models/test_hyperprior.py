@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -147,10 +148,8 @@ def test_damaged_streams(exported, architecture):
             damaged = bytearray(stream)
             damaged[place] ^= 0x40
             swapped = [bytes(damaged) if i == number else s for i, s in enumerate(streams)]
-            try:
+            with contextlib.suppress(CodecError):
                 assert model.decode(swapped, *shape).shape[2] == model.channels
-            except CodecError:
-                pass
     with pytest.raises(CorruptStreamError, match="streams"):
         model.decode([*streams, b""], *shape)
 
@@ -244,7 +243,7 @@ def test_what_the_codec_refuses(folders, exported, rng):
         decode_picture(data, model=str(folders / "mbt2018-mean"))
     with pytest.raises(UnsupportedError, match="fingerprint"):
         pycodec.decode(data)
-    network, tensors = exported["mbt2018"]
+    _, tensors = exported["mbt2018"]
     other = HyperpriorNetwork("mbt2018", 12, 16)
     with pytest.raises(InputError, match="do not fit"):
         save_hyperprior_model(folders / "wrong", other, tensors)
