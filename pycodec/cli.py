@@ -1,5 +1,4 @@
-"""The command line: encode, decode, view, info, eval, demo and batch; sphere-search, train and
-train-lossless.
+"""The command line: encode, decode, view, info, eval, demo, batch, and what makes models.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -58,6 +57,10 @@ _MODULES = {
     "profile": ("pycodec.profiling.cli", "where the time of an encoding or decoding goes"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
+    "convert-compressai": (
+        "pycodec.integrations.compressai_cli",
+        "make a model of a CompressAI checkpoint",
+    ),
 }
 
 
