@@ -127,12 +127,12 @@ class Analysed:
 
 
 def analyse(codec: sphere.SphereCodec, pixels: np.ndarray, quality: float) -> Analysed:
-    tiles, full = sphere.grid_size(*pixels.shape[:2])
+    _, full = sphere.grid_size(*pixels.shape[:2])
     code = round(100 * quality)
-    x = sphere._to_size(sphere._to_float(pixels), sphere.UNIT * tiles, sphere.UNIT * full)
-    grid = sphere.SphereGrid(tuple(sphere.choose_widths(x, code)))
+    grid = sphere.SphereGrid(tuple(sphere._widths_for(pixels, code)))
     qualities = sphere._qualities(grid, code, full)
-    latents, hyperlatents = codec._analyse(x, grid, qualities, 0, tiles)
+    y = torch.cat(list(codec._analysed(pixels, grid, qualities)))
+    latents, hyperlatents = codec._to_be_coded(y, grid, qualities)
     multiplier = float(quality_lambda(torch.tensor(quality)))
     return Analysed(pixels, multiplier, latents, hyperlatents, grid, qualities)
 
@@ -157,7 +157,8 @@ def measure(
                 )
                 tiles, full = sphere.grid_size(height, width)
                 x = codec._synthesize(coded.latents, p.grid, p.qualities, full, 0, tiles)
-                x = sphere._to_size(x, height, width)
+                x = sphere._to_rows(x, 0, sphere.UNIT * tiles, height, 0, height)
+                x = sphere._to_width(x, width)
                 decoded = (x[0] * 255).round().clamp(0, 255).permute(1, 2, 0).numpy()
                 rows = np.square(decoded - p.pixels).mean((1, 2))
                 errors.append(float(np.average(rows, weights=row_weights(height))))
