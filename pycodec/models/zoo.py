@@ -13,6 +13,7 @@ from pycodec.models import hyperprior_codec, lossless, photo
 from pycodec.models.model_folder import CONFIG_FILE, WEIGHTS, read_description
 
 DEFAULT_MODEL = "photo"
+DEFAULT_SPHERE_MODEL = "photo-sphere"
 DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 
 Codec = photo.PhotoCodec | lossless.LosslessCodec | hyperprior_codec.HyperpriorCodec
