@@ -1,4 +1,4 @@
-"""A model on disk: ``model.safetensors`` with all numbers, ``model.json`` that describes it."""
+"""A model on disk: ``model.safetensors`` with its numbers, ``model.json`` that describes it."""
 
 from __future__ import annotations
 
