@@ -162,11 +162,15 @@ class LosslessCodec:
         bits = to_bits(component).astype(np.int32)
         head = b""
         if adapt:
-            head = fit_head(network, bits, side, self.tables)
+            encoding = network.begin(bits, threads, side=side)
+            end_stage(coded.seconds, "context", began)
+            began = time.perf_counter()
+            head = fit_head(encoding, self.tables)
             end_stage(coded.seconds, "adaptation", began)
             began = time.perf_counter()
-        network = with_head(network, head)
-        symbols, indexes = network.order(bits, threads=threads, side=side)
+            symbols, indexes = encoding.order(with_head(network, head))
+        else:
+            symbols, indexes = network.order(bits, threads, side=side)
         end_stage(coded.seconds, "context", began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables, lanes=_lanes(component.size))
