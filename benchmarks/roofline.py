@@ -240,11 +240,11 @@ def sphere() -> Iterator[Workload]:
 
 
 def networks() -> Iterator[Workload]:
-    layers = make_layers(SIZES["tcae"], "slope")
+    layers = make_layers(SIZES["tcae-fast"], "slope")
     network = WaveNetwork(layers, steps_of(layers, "slope", HEIGHT, WIDTH))
     symbols = np.random.default_rng(1).integers(0, 2, (PLANES, HEIGHT, WIDTH)).astype(np.int32)
     stream = network.encode(symbols, TABLES)
-    what = f"tcae, slope order, {WIDTH}x{HEIGHT}, 8 planes"
+    what = f"tcae-fast, slope order, {WIDTH}x{HEIGHT}, 8 planes"
     yield Workload("wave_network_encode", what, lambda: network.order(symbols))
     yield Workload(
         "wave_network_decode", what, lambda: network.decode(stream, TABLES, HEIGHT, WIDTH)

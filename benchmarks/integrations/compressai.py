@@ -10,6 +10,8 @@ Rates, with ``--trained ARCH=CHECKPOINT --pictures FOLDER``: bytes and PSNR of b
 weights. Reproducibility, on the same weights: how many scale indexes, and what decoded picture,
 CompressAI gets when torch adds in another order.
 
+Peer: ``pip install compressai``; without it there is nothing to compare.
+
     python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json \
         --trained mbt2018=small.pth.tar --pictures KODAK --calibrate TRAIN
 """

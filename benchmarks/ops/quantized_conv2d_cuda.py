@@ -2,7 +2,7 @@
 
 Layers of the photo codec's entropy model at 1080p. Times are medians of CUDA events around a call.
 Peers compute the same sums in floats, without requantization: cuDNN in float16, channels last, and
-what torch.compile makes of it, with ReLU; both come with torch. ``of roof`` is the share of what
+what torch.compile makes of it, with ReLU; nothing to install but torch. ``of roof`` is the share of what
 the measured ceilings (an int8 matrix product, a copy) allow for these products and bytes. Results
 of the CUDA and Triton kernels are checked against the reference.
 
