@@ -1,10 +1,10 @@
 """How fast is the integer convolution on a GPU, and how far from what the GPU can do?
 
 Layers of the photo codec's entropy model at 1080p. Times are medians of CUDA events around a call.
-Peers, nothing to install but torch, compute the same sums in floats, without requantization: cuDNN
-in float16, channels last, and what torch.compile makes of it, with ReLU. ``of roof`` is the share of
-what the measured ceilings (an int8 matrix product, a copy) allow for these products and bytes. What
-the CUDA and Triton kernels compute is checked against the reference.
+Peers compute the same sums in floats, without requantization: cuDNN in float16, channels last, and
+what torch.compile makes of it, with ReLU; they come with torch, nothing to install. ``of roof`` is
+the share of what the measured ceilings (an int8 matrix product, a copy) allow for these products
+and bytes. What the CUDA and Triton kernels compute is checked against the reference.
 
     python benchmarks/ops/quantized_conv2d_cuda.py [--repeats N] [--json FILE]
 """
