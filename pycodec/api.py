@@ -14,9 +14,11 @@ from pycodec.coding.alpha import decode_alpha, encode_alpha
 from pycodec.coding.container import Codec, Container, Header, pack, peek, unpack
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
+from pycodec.models.hyperprior_codec import HyperpriorCodec
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
 from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
+from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
@@ -27,9 +29,16 @@ from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
 from pycodec.projection.viewport import Viewport
 from pycodec.projection.widths import TileWidths
 
-CODECS = (PhotoCodec, LosslessCodec)
-Model = str | Path | PhotoCodec | LosslessCodec
+CODECS = (PhotoCodec, LosslessCodec, HyperpriorCodec)
+LoadedModel = PhotoCodec | LosslessCodec | HyperpriorCodec
+Model = str | Path | LoadedModel
 Widths = str | Path | TileWidths
+
+_CODEC_OF = {
+    PhotoCodec: Codec.PHOTO,
+    LosslessCodec: Codec.LOSSLESS,
+    HyperpriorCodec: Codec.HYPERPRIOR,
+}
 
 __all__ = [
     "decode",
@@ -163,7 +172,7 @@ def encode_picture(
     """
     codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
-    sphere = _is_sphere(picture, projection, lossless)
+    sphere = _is_sphere(picture, projection, codec)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
@@ -190,7 +199,7 @@ def encode_picture(
         )
     began = time.perf_counter()
     header = Header(
-        codec=Codec.LOSSLESS if lossless else Codec.SPHERE if sphere else Codec.PHOTO,
+        codec=Codec.SPHERE if sphere else _CODEC_OF[type(codec)],
         fingerprint=codec.fingerprint,
         width=picture.width,
         height=picture.height,
@@ -206,7 +215,7 @@ def encode_picture(
             header, coded.streams, icc=picture.icc, exif=picture.exif, xmp=picture.xmp, alpha=alpha
         )
     )
-    coded.seconds["container"] = time.perf_counter() - began
+    end_stage(coded.seconds, "container", began)
     return data, EncodeStats(coded.seconds, coded.num_symbols, coded.code_length_bits)
 
 
@@ -239,7 +248,8 @@ def decode_picture(
             f"the file has {header.bit_depth} bits a sample, which this version cannot decode; "
             "update pycodec"
         )
-    stats = DecodeStats({"container": time.perf_counter() - began})
+    stats = DecodeStats()
+    end_stage(stats.seconds, "container", began)
     codec = _decoding_model(header, model, device)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
@@ -318,9 +328,7 @@ def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def encoding_model(
-    model: Model | None, lossless: bool, device: str | None
-) -> PhotoCodec | LosslessCodec:
+def encoding_model(model: Model | None, lossless: bool, device: str | None) -> LoadedModel:
     """The model that :func:`encode` takes for these arguments.
 
     Raises:
@@ -338,9 +346,7 @@ def encoding_model(
     return codec
 
 
-def _decoding_model(
-    header: Header, model: Model | None, device: str | None
-) -> PhotoCodec | LosslessCodec:
+def _decoding_model(header: Header, model: Model | None, device: str | None) -> LoadedModel:
     if model is None:
         codec = find_model(header.fingerprint, device)
     else:
@@ -350,20 +356,23 @@ def _decoding_model(
             f"the file was made with model {header.fingerprint.hex()}, not with {codec.name} "
             f"({codec.fingerprint.hex()})"
         )
-    if (header.codec == Codec.LOSSLESS) != isinstance(codec, LosslessCodec):
+    own = Codec.PHOTO if header.codec == Codec.SPHERE else header.codec
+    if own != _CODEC_OF[type(codec)]:
         raise CorruptStreamError(
             f"the file names another codec than that of its model {codec.name}", section="header"
         )
     return codec
 
 
-def _is_sphere(picture: Picture, projection: str, lossless: bool) -> bool:
+def _is_sphere(picture: Picture, projection: str, codec: LoadedModel) -> bool:
     if projection not in PROJECTIONS:
         raise InputError(f"projection must be one of {', '.join(PROJECTIONS)}, not {projection!r}")
-    if projection == "erp" and lossless:
-        raise InputError("lossless coding knows no projection: leave it out")
+    is_photo = isinstance(codec, PhotoCodec)
+    if projection == "erp" and not is_photo:
+        kind = "lossless coding" if isinstance(codec, LosslessCodec) else f"the model {codec.name}"
+        raise InputError(f"{kind} knows no projection: leave it out")
     if projection == "auto":
-        return not lossless and is_equirectangular(picture.xmp)
+        return is_photo and is_equirectangular(picture.xmp)
     return projection == "erp"
 
 

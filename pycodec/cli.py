@@ -1,5 +1,4 @@
-"""The command line: encode, decode, view, info, eval, demo and batch; sphere-search, train and
-train-lossless.
+"""The command line: encode, decode, view, info, eval, demo, batch, and what makes models.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -54,8 +53,14 @@ _MODULES = {
         "pycodec.models.width_search_cli",
         "widths of the tiles of 360-degree pictures, from a folder of them",
     ),
+    "bench": ("pycodec.profiling.bench_cli", "how fast a codec is on this machine, and compare"),
+    "profile": ("pycodec.profiling.cli", "where the time of an encoding or decoding goes"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
+    "convert-compressai": (
+        "pycodec.integrations.compressai_cli",
+        "make a model of a CompressAI checkpoint",
+    ),
 }
 
 
@@ -160,13 +165,13 @@ def _add_encode(commands: Any) -> None:
     )
     rate.add_argument(
         "--target-bpp",
-        type=_positive_float,
+        type=positive_float,
         metavar="B",
         help="highest quality of at most B bits a pixel, whole file",
     )
     rate.add_argument(
         "--target-psnr",
-        type=_positive_float,
+        type=positive_float,
         metavar="D",
         help="smallest file of at least D dB",
     )
@@ -236,7 +241,7 @@ def _add_view(commands: Any) -> None:
         parser.add_argument(f"--{name}", type=_finite_float, default=0.0, metavar="DEG", help=text)
     parser.add_argument(
         "--fov",
-        type=_positive_float,
+        type=positive_float,
         default=90.0,
         metavar="DEG",
         help="horizontal field of view, below 180 (default 90)",
@@ -293,7 +298,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--pictures", type=positive_int, metavar="N", help="only the first N")
     parser.add_argument(
         "--psnr-range",
-        type=_positive_float,
+        type=positive_float,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="BD-rates between these dB (default: 28 40)",
@@ -380,7 +385,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-def _positive_float(text: str) -> float:
+def positive_float(text: str) -> float:
     value = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not positive")

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bytes.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/tables.hpp"
@@ -119,6 +120,9 @@ py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
   const std::int64_t height = symbols.shape(1);
   const std::int64_t width = symbols.shape(2);
   const auto side_pointers = side_data(network, side, height * width);
+  const pycodec::SpanScope span("wave_network_encode", [&] {
+    return pycodec::SpanWork{symbols.nbytes() + ordered.nbytes() + indexes.nbytes()};
+  });
   {
     py::gil_scoped_release release;
     network.encode(symbols.data(), side_pointers, height, width, ordered_data, index_data, threads);
@@ -181,6 +185,9 @@ Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
   Array<std::int32_t> symbols({static_cast<py::ssize_t>(network.groups()),
                                static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
   auto* symbol_data = symbols.mutable_data();
+  const pycodec::SpanScope span("wave_network_decode", [&] {
+    return pycodec::SpanWork{symbols.nbytes() + static_cast<std::int64_t>(bytes.size())};
+  });
   {
     py::gil_scoped_release release;
     pycodec::rans::Decoder decoder(tables, bytes.data(), bytes.size());

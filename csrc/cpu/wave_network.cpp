@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cpu/parallel.hpp"
+#include "cpu/spans.hpp"
 #include "cpu/team.hpp"
 
 #if defined(__linux__)
@@ -52,7 +53,8 @@ void advise_huge_pages([[maybe_unused]] std::uint8_t* data, [[maybe_unused]] std
 struct WaveNetwork::Layer {
   int input, residual, output;  // tensors; residual and output may be -1
   TrimmedConv conv;
-  std::vector<std::uint8_t> active;  // by residue; empty: everywhere
+  std::vector<std::uint8_t> active;    // by residue; empty: everywhere
+  std::vector<std::int64_t> products;  // of a position, by group
 };
 
 // Positions of a group in the order of coding, as far as they lie on a line.
@@ -256,9 +258,17 @@ WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t num
           name + " and its residual differ in width");
   require(from.conv.lower >= (is_last ? 0 : -128) && from.conv.upper <= (is_last ? 255 : 127),
           name + " has a bad range");
-  Layer layer = {from.input, from.residual, is_last ? -1 : num_tensors, TrimmedConv(from.conv), {}};
+  Layer layer = {from.input, from.residual, is_last ? -1 : num_tensors, TrimmedConv(from.conv), {},
+                 {}};
   if (from.active != nullptr) {
     layer.active.assign(from.active, from.active + order_.phase.size());
+  }
+  const std::int64_t seen_by =
+      std::int64_t{groups_} * from.conv.kernel_rows * from.conv.kernel_columns;
+  for (int g = 0; g < groups_; ++g) {
+    const std::uint8_t* mask = from.conv.mask + g * seen_by;
+    const std::int64_t seen = seen_by - std::count(mask, mask + seen_by, 0);
+    layer.products.push_back(seen * from.conv.in_width * from.conv.out_width);
   }
   layers_.push_back(std::move(layer));
   padding_ =
@@ -467,6 +477,12 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
     }
   };
   for (const Stage& stage : stages) {
+    const SpanScope span("wave_network_layers", [&] {
+      SpanWork work = {};
+      for (int g = 0; g < groups_; ++g) add_work(work, stage, g, height * width);
+      work.number = static_cast<std::int64_t>(stage.front());
+      return work;
+    });
     if (stage.size() == 1) {
       parallel_for(height * groups_, threads, [&](std::int64_t item) {
         run_row(stage[0], static_cast<int>(item / height), item % height);
@@ -478,6 +494,19 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
         for (int g = 0; g < groups_; ++g) run_row(number, g, row);
       }
     });
+  }
+}
+
+// Adds what the layers of a stage do for so many positions of a group: they read and write each
+// activation once.
+void WaveNetwork::add_work(SpanWork& work, const Stage& stage, int group,
+                           std::int64_t positions) const {
+  work.arithmetic = Arithmetic::kInt8;
+  for (const std::size_t number : stage) {
+    const Layer& layer = layers_[number];
+    work.operations += 2 * positions * layer.products[static_cast<std::size_t>(group)];
+    work.bytes += positions * (layer.conv.in_width() + layer.conv.out_width() +
+                               (layer.residual < 0 ? 0 : layer.conv.out_width()));
   }
 }
 
@@ -652,6 +681,17 @@ void WaveNetwork::put_in_order(const std::int32_t* symbols, const std::uint8_t* 
   });
 }
 
+void WaveNetwork::record_wave(const std::vector<Run>& runs, std::int64_t number,
+                              std::int64_t began) const {
+  SpanWork work = {};
+  for (const Run& run : runs) {
+    for (const Stage& stage : wave_stages_) add_work(work, stage, run.group, run.count);
+  }
+  work.number = number;
+  work.is_wave = true;
+  SpanRecorder::add({"wave", began, SpanRecorder::now(), work});
+}
+
 void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::int8_t*>& side,
                          std::int64_t height, std::int64_t width, std::int32_t* symbols,
                          int threads) const {
@@ -705,12 +745,19 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
     for (std::int64_t t = 0; t < waves; ++t) {
       const std::size_t count = runs_of_wave(t, height, width, plan.runs);
       if (count == 0) continue;
+      const bool is_recorded = thread == 0 && SpanRecorder::is_on();
+      const std::int64_t wave_began = is_recorded ? SpanRecorder::now() : 0;
       for (const Stage& stage : wave_stages_) {
+        const SpanScope span("wave_layers", [&] {
+          return SpanWork{0, 0, Arithmetic::kNone, static_cast<std::int64_t>(stage.front())};
+        });
         run_share(stage, frames, plan.runs, thread, team, indexes.data());
         barrier.wait();
       }
       if (thread == 0) {
         try {
+          const SpanScope span("wave_symbols",
+                               [&] { return SpanWork{static_cast<std::int64_t>(5 * count)}; });
           decoder.decode(indexes.data(), count, drawn(number));
           write_frame(plan.runs, drawn(number));
         } catch (...) {
@@ -721,6 +768,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
       if (thread == team - 1) write_symbols(plan.before, drawn(number + 1));
       barrier.wait();
       if (stopped.load(std::memory_order_relaxed)) return;
+      if (is_recorded) record_wave(plan.runs, t, wave_began);
       std::swap(plan.runs, plan.before);
       ++number;
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/quantized_trimmed_conv2d.hpp"
+#include "cpu/spans.hpp"
 #include "rans/decoder.hpp"
 
 namespace pycodec {
@@ -96,6 +97,8 @@ class WaveNetwork {
                   int threads) const;
   void run_share(const Stage& stage, const Frames& frames, const std::vector<Run>& runs, int thread,
                  int team, std::uint8_t* indexes) const;
+  void add_work(SpanWork& work, const Stage& stage, int group, std::int64_t positions) const;
+  void record_wave(const std::vector<Run>& runs, std::int64_t number, std::int64_t began) const;
   void fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
                  int threads) const;
   void fill_symbols(const std::int32_t* symbols, const Frames& frames, int threads) const;

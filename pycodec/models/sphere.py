@@ -31,7 +31,7 @@ from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.blocks import on_sphere
 from pycodec.models.photo import CodedPicture, PhotoCodec, check_picture
 from pycodec.models.photo_network import quality_lambda
-from pycodec.models.tiling import add_seconds, thread_count
+from pycodec.models.tiling import end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
 from pycodec.ops.pseudocylindrical_slice import (
     cubic_resampling,
@@ -162,7 +162,7 @@ class SphereCodec:
                 band = grid.cut(first, last)
                 latents, hyperlatents = self._to_be_coded(y[:size], band, qualities[first:last])
                 y = y[size:]
-                add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+                end_stage(coded.seconds, "analysis", began)
                 result = model.encode_sphere(
                     latents, hyperlatents, band, qualities[first:last], count
                 )
@@ -262,7 +262,7 @@ class SphereCodec:
                 if pixels is None:  # not before a stream has made sense
                     pixels = np.empty((end - begin, width, 3), np.uint8)
                 pixels[top - begin : bottom - begin] = x.numpy()
-                add_seconds(seconds, "synthesis", time.perf_counter() - began)
+                end_stage(seconds, "synthesis", began)
         assert pixels is not None
         return pixels
 
