@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from pycodec.coding.alpha import decode_alpha, encode_alpha
-from pycodec.coding.container import Codec, Container, Header, pack, unpack
+from pycodec.coding.container import Codec, Container, Header, pack, peek, unpack
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
 from pycodec.models.hyperprior_codec import HyperpriorCodec
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
-from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec
+from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
+from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
@@ -25,10 +26,13 @@ from pycodec.models.zoo import (
     load_model,
 )
 from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
+from pycodec.projection.viewport import Viewport
+from pycodec.projection.widths import TileWidths
 
 CODECS = (PhotoCodec, LosslessCodec, HyperpriorCodec)
 LoadedModel = PhotoCodec | LosslessCodec | HyperpriorCodec
 Model = str | Path | LoadedModel
+Widths = str | Path | TileWidths
 
 _CODEC_OF = {
     PhotoCodec: Codec.PHOTO,
@@ -44,6 +48,7 @@ __all__ = [
     "encoding_model",
     "find_model",
     "load_model",
+    "view",
 ]
 
 
@@ -80,6 +85,7 @@ def encode(
     device: str | None = None,
     threads: int | None = None,
     projection: str = "auto",
+    widths: Widths | None = None,
 ) -> bytes | list[bytes]:
     """Encode a picture to the bytes of an ``.lci`` file.
 
@@ -94,6 +100,9 @@ def encode(
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
             other; ``auto`` believes the picture's XMP metadata. Lossless coding knows none.
+        widths: of the tiles of a sphere: a preset or a file, see
+            :meth:`pycodec.projection.widths.TileWidths.load`, or a ``TileWidths``; None for those
+            that suit the picture and the quality.
 
     Returns:
         The file; a list of files for a list.
@@ -107,6 +116,7 @@ def encode(
         "device": device,
         "threads": threads,
         "projection": projection,
+        "widths": widths,
     }
     if isinstance(image, list):
         return [encode(i, quality, **options) for i in image]
@@ -151,6 +161,7 @@ def encode_picture(
     tile: int | None = None,
     code_length: bool = False,
     projection: str = "auto",
+    widths: Widths | None = None,
 ) -> tuple[bytes, EncodeStats]:
     """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
@@ -162,6 +173,8 @@ def encode_picture(
     codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
+    if widths is not None and not sphere:
+        raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
     if lossless:
         coded = codec.compress(
@@ -170,9 +183,19 @@ def encode_picture(
     else:
         if picture.gray:
             pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-        coder = SphereCodec(codec) if sphere else codec
+        coder, options = codec, {}
+        if sphere:
+            coder = SphereCodec(codec)
+            if widths is not None:
+                widths = widths if isinstance(widths, TileWidths) else TileWidths.load(widths)
+                options["widths"] = widths.in_units(*grid_size(*pixels.shape[:2]))
         coded = coder.compress(
-            pixels, quality, tile_log2=tile_log2, threads=threads, code_length=code_length
+            pixels,
+            quality,
+            tile_log2=tile_log2,
+            threads=threads,
+            code_length=code_length,
+            **options,
         )
     began = time.perf_counter()
     header = Header(
@@ -192,7 +215,7 @@ def encode_picture(
             header, coded.streams, icc=picture.icc, exif=picture.exif, xmp=picture.xmp, alpha=alpha
         )
     )
-    coded.seconds["container"] = time.perf_counter() - began
+    end_stage(coded.seconds, "container", began)
     return data, EncodeStats(coded.seconds, coded.num_symbols, coded.code_length_bits)
 
 
@@ -202,6 +225,7 @@ def decode_picture(
     model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> tuple[Picture, DecodeStats]:
     """Decode a file to a picture with its metadata.
 
@@ -209,6 +233,8 @@ def decode_picture(
         data: the bytes of a file.
         model: where the file's model is, if it is none of the package's.
         device, threads: as in :func:`encode`.
+        rows: return these rows only, the first and the one after the last. Of a sphere only what
+            they need is decoded.
     """
     began = time.perf_counter()
     try:
@@ -222,8 +248,12 @@ def decode_picture(
             f"the file has {header.bit_depth} bits a sample, which this version cannot decode; "
             "update pycodec"
         )
-    stats = DecodeStats({"container": time.perf_counter() - began})
+    stats = DecodeStats()
+    end_stage(stats.seconds, "container", began)
     codec = _decoding_model(header, model, device)
+    if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
+        raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
+    own = slice(None) if rows is None else slice(*rows)
     if header.codec == Codec.LOSSLESS:
         pixels = codec.decompress(
             container.streams,
@@ -233,25 +263,59 @@ def decode_picture(
             tile_log2=header.tile_log2,
             threads=threads,
             seconds=stats.seconds,
-        )
+        )[own]
     else:
-        coder = SphereCodec(codec) if header.codec == Codec.SPHERE else codec
-        pixels = coder.decompress(
-            container.streams,
-            header.width,
-            header.height,
-            header.quality,
-            tile_log2=header.tile_log2,
-            threads=threads,
-            seconds=stats.seconds,
-        )
+        sizes = (header.width, header.height, header.quality)
+        options = {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
+        if header.codec == Codec.SPHERE:
+            sphere = SphereCodec(codec)
+            pixels = sphere.decompress(container.streams, *sizes, rows=rows, **options)
+        else:
+            pixels = codec.decompress(container.streams, *sizes, **options)[own]
         if header.gray:
             pixels = _mean_of_channels(pixels)
     alpha = None
     if header.alpha:
-        alpha = decode_alpha(container.alpha, header.width, header.height)
+        alpha = decode_alpha(container.alpha, header.width, header.height)[own]
     picture = Picture(pixels, alpha, icc=container.icc, exif=container.exif, xmp=container.xmp)
     return picture, stats
+
+
+def view(
+    source: bytes | Picture,
+    viewport: Viewport,
+    *,
+    model: Model | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> tuple[Picture, DecodeStats]:
+    """What a camera in the middle of the sphere sees of an equirectangular picture.
+
+    Args:
+        source: the bytes of an ``.lci`` file, of which only what the view needs is decoded if it
+            was coded as a sphere; or a picture.
+        viewport: the camera.
+        model, device, threads: as in :func:`decode_picture`.
+
+    Returns:
+        The view, with the picture's alpha and ICC profile, and what decoding took.
+    """
+    stats = DecodeStats()
+    first, height = 0, None
+    if not isinstance(source, Picture):
+        height = peek(source).height
+        rows = viewport.rows(height)
+        source, stats = decode_picture(
+            source, model=model, device=device, threads=threads, rows=rows
+        )
+        first = rows[0]
+    began = time.perf_counter()
+    pixels, alpha = (
+        None if plane is None else viewport.render(plane, first_row=first, height=height)
+        for plane in (source.pixels, source.alpha)
+    )
+    stats.seconds["view"] = time.perf_counter() - began
+    return Picture(pixels, alpha, icc=source.icc), stats
 
 
 def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:

@@ -11,5 +11,6 @@ PYBIND11_MODULE(_cpu, m) {
   bind_quadtree_stage(m);
   bind_quantized_conv2d(m);
   bind_quantized_trimmed_conv2d(m);
+  bind_spans(m);
   bind_wave_network(m);
 }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -80,7 +81,15 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads)
   const void* source = x.data();
   void* target = out.mutable_data();
   {
-    py::gil_scoped_release unlocked;
+    const pycodec::SpanScope span("quantized_conv2d", [&] {
+      const QuantizedConv2d::Shape& shape = conv.shape();
+      py::gil_scoped_release unlocked;
+      const std::int64_t weights = std::int64_t{shape.out_channels} * shape.kernel_height *
+                                   shape.kernel_width * shape.in_channels;
+      return pycodec::SpanWork{x.nbytes() + out.nbytes() + weights,
+                               2 * weights * (x.size() / shape.in_channels),
+                               pycodec::Arithmetic::kInt8};
+    });
     conv.run(source, kind == 'i', x.shape(0), x.shape(1), x.shape(2), target, threads);
   }
   return out;

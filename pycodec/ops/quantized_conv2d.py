@@ -19,11 +19,13 @@ from torch.nn import functional as F
 
 from pycodec import _cpu
 from pycodec.errors import InputError
-from pycodec.ops.backends import check_backend, cuda_kernels, default_backend
+from pycodec.ops.backends import check_backend, default_backend, launch_cuda
+from pycodec.profiling.spans import LAYER, span
 
 INPUT_DTYPES = (torch.uint8, torch.int8)
 OUTPUT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 MAX_SHIFT = 62
+_DEVICE_TYPE = "cuda"
 
 
 def quantized_conv2d(
@@ -70,7 +72,7 @@ class QuantizedConv2d:
     """A :func:`quantized_conv2d` whose weights are packed once; arguments are the same.
 
     On the CPU it may be called by several threads at a time. It keeps the SIMD level that was in
-    force when it was made.
+    force when it was made. ``name`` is that of the layer, for profiles.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class QuantizedConv2d:
         out_dtype: torch.dtype,
         relu: bool = False,
         backend: str | None = None,
+        name: str = "quantized_conv2d",
     ) -> None:
+        self.name = name
         self.backend = backend or default_backend(weight.device)
         check_backend(self.backend)
         _check_parameters(weight, bias, multiplier, shift, out_dtype)
@@ -93,9 +97,10 @@ class QuantizedConv2d:
     def __call__(self, x: Tensor, threads: int | None = None) -> Tensor:
         """Convolves x: uint8 or int8 [N, H, W, Cin]; ``threads`` is for the native backend."""
         _check_input(x, self._arguments[0])
-        if self._packed is not None:
-            return _run_native(self._packed, x, threads)
-        return _IMPLEMENTATIONS[self.backend](x, *self._arguments)
+        with span(self.name, LAYER):
+            if self._packed is not None:
+                return _run_native(self._packed, x, threads)
+            return _IMPLEMENTATIONS[self.backend](x, *self._arguments)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -222,25 +227,26 @@ def _cuda(
     out_dtype: torch.dtype,
     relu: bool,
 ) -> Tensor:
-    _require(x.device.type == "cuda", f"the cuda backend runs on a GPU, but x is on {x.device}")
+    on_gpu = x.device.type == _DEVICE_TYPE
+    _require(on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
     out = _empty_output(x, weight, out_dtype)
     limits = torch.iinfo(out_dtype)
-    with torch.cuda.device(x.device):
-        cuda_kernels().quantized_conv2d(
-            x=x.data_ptr(),
-            weight=weight.data_ptr(),
-            bias=bias.data_ptr(),
-            multiplier=multiplier.data_ptr(),
-            out=out.data_ptr(),
-            x_shape=tuple(x.shape),
-            weight_shape=tuple(weight.shape),
-            x_is_signed=x.dtype == torch.int8,
-            out_bytes=out.element_size(),
-            shift=shift,
-            lower=max(limits.min, 0) if relu else limits.min,
-            upper=limits.max,
-            stream=torch.cuda.current_stream().cuda_stream,
-        )
+    launch_cuda(
+        "quantized_conv2d",
+        x.device,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        multiplier=multiplier.data_ptr(),
+        out=out.data_ptr(),
+        x_shape=tuple(x.shape),
+        weight_shape=tuple(weight.shape),
+        x_is_signed=x.dtype == torch.int8,
+        out_bytes=out.element_size(),
+        shift=shift,
+        lower=max(limits.min, 0) if relu else limits.min,
+        upper=limits.max,
+    )
     return out
 
 
