@@ -10,6 +10,8 @@ Rates, with ``--trained ARCH=CHECKPOINT --pictures FOLDER``: bytes and PSNR of b
 weights. ``--reproducibility``: how many scale indexes change, and how many pictures decode wrong,
 when torch adds in another order than at encoding.
 
+Peer: ``pip install compressai``; without it there is nothing to compare.
+
     python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json \
         --reproducibility --trained mbt2018=small.pth.tar --pictures KODAK --calibrate TRAIN
 """

@@ -9,6 +9,8 @@ picture that was turned by half, in which they lie inside.
 Results go to a file as they come, and what it holds already is not measured again, unless the
 model's weights have changed: the command may be stopped, and run again.
 
+Peers: JPEG, WebP and AVIF come with Pillow; ``pip install '.[eval]'`` for BD-rates.
+
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --minutes 4
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --times
     python benchmarks/models/sphere.py --json benchmarks/results/sphere.json \\
