@@ -7,6 +7,7 @@ python benchmarks/coding/rans.py --json benchmarks/results/rans.json
 python benchmarks/models/lossless.py KODAK --json benchmarks/results/lossless.json
 python benchmarks/context/wave_network.py --json benchmarks/results/wave_network.json
 python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json
+python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json ...
 python benchmarks/roofline.py --json benchmarks/results/roofline.json
 python benchmarks/profiling/overhead.py --json benchmarks/results/profiler_overhead.json
 python benchmarks/plots.py
@@ -153,6 +154,25 @@ def sphere_lines(report: dict) -> list[str]:
     return table(["`--projection erp` against", *header], rows)
 
 
+def compressai_lines(report: dict) -> list[str]:
+    """Whole calls, and decoding without transforms: CompressAI, this, and the ratio."""
+    rows = []
+    for row in report["times"]:
+        theirs, ours = row["compressai"], row["pycodec"]
+        pairs = [
+            (theirs[call][part], ours[call][part])
+            for call, part in (
+                ("compress", "whole"),
+                ("decompress", "whole"),
+                ("decompress", "entropy"),
+            )
+        ]
+        cells = [f"{a:.3g} / {b:.3g} ({a / b:.3g} x)" for a, b in pairs]
+        rows.append([f"`{row['model']}`", *cells])
+    header = ["CompressAI / `accelerate`, s", "compress", "decompress", "its entropy part"]
+    return table(header, rows)
+
+
 def roofline_lines(report: dict) -> list[str]:
     ceilings, machine = report["ceilings"], report["machine"]
     peaks = ", ".join(f"{name} {value:.0f} GOP/s" for name, value in ceilings["gop_s"].items())
@@ -247,6 +267,7 @@ def main() -> None:
     lossless = json.loads((RESULTS / "lossless.json").read_text())
     waves = json.loads((RESULTS / "wave_network.json").read_text())
     sphere = json.loads((RESULTS / "sphere.json").read_text())
+    compressai = json.loads((RESULTS / "compressai.json").read_text())
     pictures, held_out = len(sphere["pictures"]), len(sphere["held_out"])
     low, high = summary["psnr_range"]
     lines = [
@@ -290,6 +311,12 @@ def main() -> None:
         "",
         *sphere_lines(sphere),
         "",
+        "CompressAI's models through `accelerate` ([docs/integrations.md](docs/integrations.md)),",
+        f"768x512, architectures of quality 3 with random weights, {compressai['threads']} threads",
+        "of an Intel Xeon (Sapphire Rapids), best times of one run (`python",
+        "benchmarks/integrations/compressai.py`):",
+        "",
+        *compressai_lines(compressai),
     ]
     replace_between(ROOT / "README.md", BEGIN, END, lines)
 
