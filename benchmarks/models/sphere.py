@@ -10,6 +10,8 @@ which they lie inside.
 Results go to a file as they come, and what it holds already is not measured again, unless a model's
 weights have changed: the command may be stopped, and run again.
 
+Peers: JPEG, WebP and AVIF come with Pillow; ``pip install '.[eval]'`` for BD-rates.
+
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --minutes 4
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --times
     python benchmarks/models/sphere.py --json benchmarks/results/sphere.json \\
@@ -125,23 +127,24 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def padding_seconds(work: Callable[[], object]) -> float:
-    """What padding on the sphere takes of a fastest run."""
-    pad, spent = SphereGrid.pad, []
+def padding_seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """What padding floats and integers on the sphere takes, of the fastest run."""
+    pad = SphereGrid.pad
+    spent = [0.0, 0.0]
 
-    def timed(*args: Any, **options: Any) -> torch.Tensor:
+    def timed(grid: SphereGrid, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         began = time.perf_counter()
-        padded = pad(*args, **options)
-        spent.append(time.perf_counter() - began)
+        padded = pad(grid, x, *args, **options)
+        spent[not x.is_floating_point()] += time.perf_counter() - began
         return padded
 
-    def run() -> float:
-        spent.clear()
+    def run() -> tuple[float, float]:
+        spent[:] = 0.0, 0.0
         work()
-        return sum(spent)
+        return spent[0], spent[1]
 
     with mock.patch.object(SphereGrid, "pad", timed):
-        return min(run() for _ in range(REPEATS))
+        return min((run() for _ in range(REPEATS)), key=sum)
 
 
 def times(pixels: np.ndarray) -> dict[str, float]:
@@ -153,7 +156,8 @@ def times(pixels: np.ndarray) -> dict[str, float]:
     result = {}
     for name, work in (("encode", encode), ("decode", decode)):
         result[name] = fastest(work)
-        result[f"{name}, of it padding"] = padding_seconds(work)
+        floats, integers = padding_seconds(work)
+        result |= {f"{name}, of it padding": floats + integers, f"{name}, integers": integers}
     whole = decode()[0].pixels
     for name, view in VIEWS.items():
         result[f"view {name}"] = fastest(partial(api.view, data, view))

@@ -6,6 +6,8 @@ rate is reached? The rate is of the best call, as the peak is, so that both mean
 machine; where the median is far from the best, the machine was busy. Float layers run channels-last
 without bias, activation and requantization, which the integer layers include.
 
+Peer: PyTorch's own convolutions; nothing to install.
+
     python benchmarks/ops/quantized_conv2d.py [--threads 1 2] [--seconds 0.5]
 """
 
