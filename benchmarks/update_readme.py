@@ -143,7 +143,8 @@ def wave_lines(results: list[dict]) -> list[str]:
 
 def sphere_lines(report: dict) -> list[str]:
     rates = report["bd_rates"]
-    names = {"photo": "the photo codec", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+    names = {"photo": "the photo codec", "untuned": "the same with the photo codec's weights"}
+    names |= {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
     columns = [(which, m) for which in ("held_out", "all") for m in ("ws_psnr", "viewport_psnr")]
     rows = [
         [label, *[f"{rates[f'{name}, {m}'][which]:+.1f} %" for which, m in columns]]
@@ -306,7 +307,7 @@ def main() -> None:
         *wave_lines(waves),
         "",
         f"{held_out} equirectangular pictures, of 1024x512 and 2048x1024, held out when the",
-        f"encoder was tuned on others, and all {pictures}; whole files, BD-rates from 28 to 40 dB,",
+        f"codec was tuned on others, and all {pictures}; whole files, BD-rates from 28 to 40 dB,",
         "means (`python benchmarks/models/sphere.py ERP --json ...`):",
         "",
         *sphere_lines(sphere),

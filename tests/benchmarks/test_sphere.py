@@ -50,9 +50,7 @@ def script(monkeypatch):
     monkeypatch.setattr(module, "curve", curve)
     monkeypatch.setattr(module, "where_errors_lie", errors)
     monkeypatch.setattr(
-        module.api,
-        "encoding_model",
-        lambda *args: types.SimpleNamespace(fingerprint=module.fingerprint),
+        module, "load_model", lambda name: types.SimpleNamespace(fingerprint=module.fingerprint)
     )
     monkeypatch.setattr(module, "anchor", lambda name: types.SimpleNamespace(name=name))
     return module
@@ -78,8 +76,8 @@ def run(script, tmp_path, monkeypatch):
 
 def test_results_accumulate(script, run, capsys):
     run("--minutes", "0")
-    assert script.measured == [] and "12 of 12 measurements are left" in capsys.readouterr().out
-    all_of_one = ["sphere", "photo", "jpeg", "webp", "avif", "errors"]
+    assert script.measured == [] and "14 of 14 measurements are left" in capsys.readouterr().out
+    all_of_one = ["sphere", "photo", "untuned", "jpeg", "webp", "avif", "errors"]
     run("--pictures", "a.png")
     assert script.measured == all_of_one
     found = run()
@@ -97,7 +95,7 @@ def test_other_weights_are_measured_anew(script, run):
     run()
     script.fingerprint = b"2"
     run()
-    assert script.measured == ["sphere", "photo", "errors"] * 2
+    assert script.measured == ["sphere", "photo", "untuned", "errors"] * 2
 
 
 def test_the_plot_needs_no_pictures(script, run, tmp_path):
