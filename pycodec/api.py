@@ -22,6 +22,7 @@ from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
+    DEFAULT_SPHERE_MODEL,
     find_model,
     load_model,
 )
@@ -94,8 +95,8 @@ def encode(
             [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
         quality: 1 (smallest file) to 100 (best picture), any number between.
         lossless: keep every pixel as it is; ``quality`` has no meaning then.
-        model: name, folder, or a loaded model; None for the package's own: ``photo``, and
-            ``tcae-fast`` for lossless coding.
+        model: name, folder, or a loaded model; None for the package's own: ``photo``,
+            ``photo-sphere`` on the sphere, and ``tcae-fast`` for lossless coding.
         device: of the transforms, such as ``"cuda"``; None for the CPU.
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
@@ -173,6 +174,8 @@ def encode_picture(
     codec = encoding_model(model, lossless, device)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
+    if sphere and model is None:
+        codec = load_model(DEFAULT_SPHERE_MODEL, device)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)

@@ -29,9 +29,14 @@ def on_sphere(grid: SphereGrid) -> Iterator[None]:
         _GRID.reset(token)
 
 
+def current_grid() -> SphereGrid | None:
+    """The tiles that batches are at present: see :func:`on_sphere`."""
+    return _GRID.get()
+
+
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A layer's convolution with weights of another type; padding is zero, or see on_sphere."""
-    grid, padding = _GRID.get(), layer.padding
+    grid, padding = current_grid(), layer.padding
     if grid is not None and layer.kernel_size != (1, 1):
         x, padding = grid.pad(x, layer.kernel_size[0] // 2), 0
     return F.conv2d(x, weight, bias, layer.stride, padding)

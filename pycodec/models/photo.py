@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,9 +25,9 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CorruptStreamError, InputError
+from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.blocks import set_branch_dtype
-from pycodec.models.model_folder import read_model_folder, write_model_folder
+from pycodec.models.model_folder import WEIGHTS, read_model_folder, write_model_folder
 from pycodec.models.photo_network import PhotoConfig
 from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
@@ -42,6 +43,9 @@ MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 12
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
 
 KIND = "photo"
+
+BASE_SHA256 = "base.sha256"
+"""Tensor of a model that is stored as what differs from another one: the SHA-256 of that."""
 
 
 @dataclass
@@ -348,10 +352,62 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def save_photo_model(folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig) -> None:
-    """Write a model folder: ``model.safetensors`` and ``model.json``."""
+def save_photo_model(
+    folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig, base: str | None = None
+) -> None:
+    """Write a model folder: ``model.safetensors`` and ``model.json``.
+
+    Args:
+        folder: of the model.
+        tensors: all of it.
+        config: of the networks.
+        base: a model of the package: only the tensors that differ from its own are written, and the
+            SHA-256 of its weights, so that the fingerprint stands for all of them.
+    """
+    if base is not None:
+        description, weights = read_model_folder(WEIGHTS / base, KIND)
+        theirs = safetensors.torch.load(weights)
+        tensors = {k: v for k, v in tensors.items() if k not in theirs or not _same(v, theirs[k])}
+        tensors[BASE_SHA256] = torch.tensor(list(bytes.fromhex(description["sha256"]))).byte()
     weights = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-    write_model_folder(folder, KIND, weights, dataclasses.asdict(config))
+    write_model_folder(folder, KIND, weights, dataclasses.asdict(config), base)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def read_photo_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], bytes]:
+    """All tensors of a model folder, its configuration, and its fingerprint.
+
+    Raises:
+        InputError: the folder holds no model, or its weights are not those that were saved.
+        UnsupportedError: it holds a model of another kind, or one whose base this version of the
+            package does not have.
+    """
+    description, weights = read_model_folder(folder, KIND)
+    try:
+        tensors = safetensors.torch.load(weights)
+        config = description["config"]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise InputError(f"{folder} holds no valid model: {error}") from error
+    if description.get("base") is not None:
+        tensors = (
+            _base_tensors(folder, description["base"], tensors.pop(BASE_SHA256, None)) | tensors
+        )
+    return tensors, config, hashlib.sha256(weights).digest()[:8]
+
+
+def _base_tensors(folder: Path, base: str, sha256: Tensor | None) -> dict[str, Tensor]:
+    try:
+        description, weights = read_model_folder(WEIGHTS / base, KIND)
+        if sha256 is None or bytes(sha256.tolist()).hex() != description["sha256"]:
+            raise InputError("these are other weights")
+    except (CodecError, TypeError, ValueError) as error:
+        raise UnsupportedError(
+            f"{folder} completes the model {base!r}, which this version of pycodec lacks: {error}"
+        ) from error
+    return safetensors.torch.load(weights)
 
 
 def load_photo_model(
@@ -359,19 +415,15 @@ def load_photo_model(
 ) -> PhotoCodec:
     """Load a model folder.
 
-    Raises:
-        InputError: the folder holds no model, or its weights are not those that were saved.
-        UnsupportedError: it holds a model of another kind.
+    Errors are those of :func:`read_photo_tensors`.
     """
-    description, weights = read_model_folder(folder, KIND)
+    tensors, widths, fingerprint = read_photo_tensors(folder)
     try:
-        tensors = safetensors.torch.load(weights)
         config = PhotoConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in widths.items()}
         )
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
-    fingerprint = hashlib.sha256(weights).digest()[:8]
     return PhotoCodec(
         tensors, config, fingerprint, name=folder.name, device=device, backend=backend
     )

@@ -10,10 +10,10 @@ import torch
 
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import hyperprior_codec, lossless, photo
-from pycodec.models.model_folder import CONFIG_FILE, read_description
+from pycodec.models.model_folder import CONFIG_FILE, WEIGHTS, read_description
 
-WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "photo"
+DEFAULT_SPHERE_MODEL = "photo-sphere"
 DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 
 Codec = photo.PhotoCodec | lossless.LosslessCodec | hyperprior_codec.HyperpriorCodec
