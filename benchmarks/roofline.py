@@ -81,8 +81,8 @@ REASONS = {
     "quantize_residuals": f"{_PORTABLE}, and it divides",
     "reconstruct_stage": _PORTABLE,
     "pseudocylindrical_resample": "rows are transposed on the way in and out, a value at a time",
-    "gaussian_waves_encode": "a wave has some 16 positions, for which the weights of all layers are "
-    "read anew, 4 MB",
+    "gaussian_waves_encode": "a wave has 11 positions on average, for which 5 MB of weights are "
+    "read anew",
     "gaussian_waves_decode": "as gaussian_waves_encode, and one thread draws the symbols",
     "compressai_encode": _SINGLE_STATE,
     "compressai_decode": _SINGLE_STATE,
