@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "bindings/array_types.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -24,27 +26,6 @@ using pycodec::QuantizedConv2d;
 constexpr int kDense = py::array::c_style;
 using Int8Array = py::array_t<std::int8_t, kDense>;
 using Int32Array = py::array_t<std::int32_t, kDense>;
-
-OutputType output_type_of(const py::dtype& dtype) {
-  if (dtype.is(py::dtype::of<std::uint8_t>())) return OutputType::kUint8;
-  if (dtype.is(py::dtype::of<std::int8_t>())) return OutputType::kInt8;
-  if (dtype.is(py::dtype::of<std::int16_t>())) return OutputType::kInt16;
-  if (dtype.is(py::dtype::of<std::int32_t>())) return OutputType::kInt32;
-  throw std::invalid_argument("out_dtype must be uint8, int8, int16 or int32");
-}
-
-py::dtype dtype_of(OutputType type) {
-  switch (type) {
-    case OutputType::kUint8:
-      return py::dtype::of<std::uint8_t>();
-    case OutputType::kInt8:
-      return py::dtype::of<std::int8_t>();
-    case OutputType::kInt16:
-      return py::dtype::of<std::int16_t>();
-    default:
-      return py::dtype::of<std::int32_t>();
-  }
-}
 
 int dimension(const py::array& array, int axis) {
   const py::ssize_t size = array.shape(axis);
@@ -79,22 +60,14 @@ QuantizedConv2d make_conv(const Int8Array& weight, const Int32Array& bias,
       throw std::invalid_argument("bias and multiplier need one value for each output channel");
     }
   }
-  const OutputType type = output_type_of(py::dtype::from_args(out_dtype));
+  const OutputType type = pycodec::output_type_of(py::dtype::from_args(out_dtype), "out_dtype");
   return QuantizedConv2d(shape, weight.data(), bias.data(), multiplier.data(), shift,
                          output_of(type, relu, bits), zero_point);
 }
 
-InputType input_type_of(const py::array& x) {
-  const py::dtype dtype = x.dtype();
-  if (dtype.is(py::dtype::of<std::uint8_t>())) return InputType::kUint8;
-  if (dtype.is(py::dtype::of<std::int8_t>())) return InputType::kInt8;
-  if (dtype.is(py::dtype::of<std::int16_t>())) return InputType::kInt16;
-  throw std::invalid_argument("x must be uint8, int8 or int16");
-}
-
 py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
                    const std::optional<py::array>& residual) {
-  const InputType type = input_type_of(x);
+  const InputType type = pycodec::input_type_of(x.dtype(), "x");
   const QuantizedConv2d::Shape& shape = conv.shape();
   if (x.ndim() != 4 || x.shape(3) != shape.in_channels) {
     throw std::invalid_argument("x must be [batch, height, width, " +
@@ -116,7 +89,7 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
     }
     added = static_cast<const std::int16_t*>(residual->data());
   }
-  py::array out(dtype_of(conv.output().type), out_shape);
+  py::array out(pycodec::dtype_of(conv.output().type), out_shape);
   const void* source = x.data();
   void* target = out.mutable_data();
   {
@@ -129,7 +102,7 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
 }  // namespace
 
 void bind_quantized_conv2d(py::module_& m) {
-  py::class_<QuantizedConv2d>(m, "QuantizedConv2d",
+  py::class_<QuantizedConv2d, std::shared_ptr<QuantizedConv2d>>(m, "QuantizedConv2d",
                               "An integer convolution with its weights packed for the SIMD level "
                               "in force when it was made.\n"
                               "The definition is pycodec.ops.quantized_conv2d; arrays are NumPy's.")

@@ -153,7 +153,10 @@ class QuantizedConv2d:
         in_channels: int | None = None,
         backend: str | None = None,
     ) -> None:
-        """``in_channels``: of packed weights, if that is an odd number."""
+        """``in_channels``: of packed weights, if that is an odd number.
+
+        ``packed`` is the native layer, None for the other backends.
+        """
         self.backend = backend or default_backend(weight.device)
         check_backend(self.backend)
         options = ConvOptions(out_dtype, relu, stride, upscale, bits)
@@ -161,9 +164,9 @@ class QuantizedConv2d:
         self.in_channels = in_channels or weight.shape[3] * (1 + (weight.dtype == torch.uint8))
         self._weight, self._zero_point, self._options = weight, zero_point, options
         self._arguments = (weight, bias, multiplier, shift, options, zero_point)
-        self._packed = None
+        self.packed = None
         if self.backend == "native":
-            self._packed = _pack(*self._arguments, self.in_channels)
+            self.packed = _pack(*self._arguments, self.in_channels)
 
     def __call__(
         self, x: Tensor, threads: int | None = None, residual: Tensor | None = None
@@ -173,8 +176,8 @@ class QuantizedConv2d:
         ``threads`` is for the native backend.
         """
         _check_input(x, self._weight, self._zero_point, residual, self._options)
-        if self._packed is not None:
-            return _run_native(self._packed, x, threads, residual)
+        if self.packed is not None:
+            return _run_native(self.packed, x, threads, residual)
         return _IMPLEMENTATIONS[self.backend](x, *self._arguments, residual)
 
 
