@@ -193,9 +193,7 @@ def _check_parameters(
     weight: Tensor, bias: Tensor, multiplier: Tensor, shift: int, options: ConvOptions
 ) -> None:
     _require(
-        weight.dtype in WEIGHT_DTYPES
-        and weight.dim() == 4
-        and weight.is_contiguous(),
+        weight.dtype in WEIGHT_DTYPES and weight.dim() == 4 and weight.is_contiguous(),
         "weight must be contiguous int8 or int16 [Cout, kh, kw, Cin], or uint8 of packed 4 bits, not "
         f"{_describe(weight)}",
     )
