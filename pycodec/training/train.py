@@ -78,6 +78,22 @@ def rate_distortion_loss(
     return (weight * (bpp + multiplier * 255**2 * mse)).mean(), bpp, mse
 
 
+def load_weights(network: PhotoNetwork, folder: Path) -> None:
+    """Restore the weights of a model folder, which must be of the network's widths.
+
+    Raises:
+        CodecError: it is no photo model, or of other widths.
+    """
+    tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
+    transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
+    missing, unexpected = network.load_state_dict(transforms, strict=False)
+    missing = [name for name in missing if not name.startswith("entropy_model.")]
+    if missing or unexpected:
+        raise CodecError(f"{folder} is no photo model: {(missing + unexpected)[0]} is amiss")
+    restore_entropy_model(network.entropy_model, entropy)
+
+
 class Trainer:
     """Owns network, optimizers, data and log of one run in ``out``.
 
@@ -133,14 +149,7 @@ class Trainer:
 
     def _load_weights(self, path: Path) -> None:
         if path.is_dir():
-            tensors = safetensors.torch.load_file(path / WEIGHTS_FILE)
-            entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
-            transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
-            missing, unexpected = self.network.load_state_dict(transforms, strict=False)
-            missing = [name for name in missing if not name.startswith("entropy_model.")]
-            if missing or unexpected:
-                raise CodecError(f"{path} is no photo model: {(missing + unexpected)[0]} is amiss")
-            restore_entropy_model(self.network.entropy_model, entropy)
+            load_weights(self.network, path)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
