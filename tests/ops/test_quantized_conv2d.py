@@ -117,7 +117,7 @@ def test_native_equals_reference(case, threads):
     for level in LEVELS:
         with simd_level(level):
             conv = QuantizedConv2d(*parameters, **options, backend="native")
-        assert conv._packed.simd_level == level
+        assert conv.packed.simd_level == level
         assert_same(conv(x, threads=threads), expected)
 
 
