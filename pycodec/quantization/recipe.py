@@ -1,228 +1,169 @@
-"""Post-training calibration of the photo codec's transforms: grids of inputs, rounding of weights.
+"""From a trained photo network to plans of its integer transforms, for export and for training.
 
-Pictures go through the float network once at several qualities. What each convolution reads gives
-its grid (smallest and largest value, a percentile of them, or the least squared error) and the
-covariance by which its weights are rounded (GPTQ, arXiv 2210.17323).
-
-Convolutions that carry the signal read 16 bits with one scale for all channels. Their scales are
-folded into the weights before these are rounded, and channels differ a hundredfold in what they
-carry: with a scale for each, the weights of weak channels would become so much smaller than those
-of strong ones that they round to nothing.
+The first step of quantization: pictures go through the float network, and what its layers see gives
+grids and rounded weights (``calibration.py``). ``simulation.py`` trains on from there.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pycodec.errors import CodecError, InputError
-from pycodec.models.blocks import BottleneckBlock, ResidualBlock, convolutions_by
+from pycodec.errors import InputError
+from pycodec.models.integer_transforms import PROGRAMS, WIDE_BITS, Convert, Convolve, ReadPixels
 from pycodec.models.photo_network import PhotoNetwork
-from pycodec.models.transforms import HyperAnalysis
-from pycodec.quantization.plan import ActivationGrid, LayerPlan
+from pycodec.quantization.calibration import Observer, plan_transform, round_weights, stream_peaks
+from pycodec.quantization.transforms import ActivationGrid, LayerPlan, TransformPlan
+from pycodec.training.data import list_pictures
+from pycodec.training.train import read_whole
 
 TRANSFORMS = ("analysis", "hyper_analysis", "synthesis")
-METHODS = ("min-max", "percentile", "mse")
 QUALITIES = (5.0, 50.0, 95.0)
-PERCENTILE = 99.99
-HEADROOM = 1.5
-"""Of 16-bit grids, over the largest value seen: they have bits to spare."""
 
-_VALUES = 16_384  # kept of each channel
-_POSITIONS = 1_024  # that enter a covariance, for each picture and quality
-_BLOCK = 128  # of weights, whose errors the weights after it make up for together
-_MOST_WEIGHTS = 2_048  # of an output that are rounded together; those of more to the nearest
-_LEAST_SCALE = 1e-5
-_SHARES = torch.cat([torch.linspace(1.0, 0.5, 21), torch.linspace(0.45, 0.1, 8)])
-
-Plans = dict[str, dict[str, dict[int, LayerPlan]]]
-"""For each transform, for each layer, its variants by bits of the weights."""
-
-
-def layers_of(transform: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions of a transform by their path."""
-    return {n: m for n, m in transform.named_modules() if isinstance(m, nn.Conv2d)}
+Plans = dict[str, dict[int, TransformPlan]]
+"""For each transform, for each width of its weights, a plan with all layers in this width."""
 
 
 def named_layers(network: PhotoNetwork) -> dict[str, nn.Conv2d]:
-    """The convolutions of all transforms: ``synthesis.blocks8.0.conv``."""
+    """The convolutions of all transforms in the order of their programs, as ``synthesis.tail``."""
     return {
-        f"{transform}.{path}": layer
+        f"{transform}.{step.layer}": network.get_submodule(f"{transform}.{step.layer}")
         for transform in TRANSFORMS
-        for path, layer in layers_of(getattr(network, transform)).items()
+        for step in PROGRAMS[transform]
+        if isinstance(step, Convolve)
     }
 
 
-def layers_after_relu(transform: nn.Module) -> set[str]:
-    """Paths of the convolutions whose input is the result of a ReLU."""
-    inner: set[str] = set()
-    for path, module in transform.named_modules():
-        if isinstance(module, BottleneckBlock):
-            inner |= {f"{path}.conv", f"{path}.expand"}
-        elif isinstance(module, ResidualBlock):
-            inner.add(f"{path}.conv2")
-        elif isinstance(module, HyperAnalysis):
-            inner |= {"conv2", "conv3"}
-    return inner
+def layers_after_relu(transform: str) -> set[str]:
+    """Names within the transform of the layers that read the result of a ReLU."""
+    steps = PROGRAMS[transform]
+    written = {step.to for step in steps if isinstance(step, Convolve) and step.to_layer}
+    return written | {step.layer for step in steps if isinstance(step, Convert) and step.relu}
 
 
-def branch_layers(transform: nn.Module) -> set[str]:
-    """Paths of the convolutions in residual branches, which only correct the signal."""
-    return {
-        f"{path}.{name}"
-        for path, module in transform.named_modules()
-        if isinstance(module, (BottleneckBlock, ResidualBlock))
-        for name in layers_of(module)
-    }
+def layers_of_pixels(transform: str) -> set[str]:
+    """Names within the transform of the layers that read pixels as they are."""
+    return {step.layer for step in PROGRAMS[transform] if isinstance(step, ReadPixels)}
+
+
+def calibration_pictures(folder: Path, count: int, side: int = 256) -> list[Tensor]:
+    """The middle of some of a folder's pictures, spread over it: float [1, 3, H, W].
+
+    Args:
+        folder: searched deeply.
+        count: at most so many.
+        side: at most, in pixels; sides are multiples of 64.
+
+    Raises:
+        InputError: there is no picture of 64 by 64 pixels or more.
+    """
+    paths = list_pictures(folder)
+    pictures = []
+    for path in paths[:: max(1, len(paths) // count)]:
+        x = read_whole(path)
+        height, width = (min(side, s) for s in x.shape[2:])
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        if height and width and len(pictures) < count:
+            pictures.append(x[:, :, top : top + height, left : left + width])
+    if not pictures:
+        raise InputError(f"calibration needs pictures of 64 x 64 pixels or more; {folder} has none")
+    return pictures
 
 
 @dataclass
-class LayerInputs:
-    """What a convolution read while pictures went through the network.
+class Observed:
+    """What calibration saw of a transform: its layers' inputs, and the peaks of its streams."""
 
-    Attributes:
-        values: [C, N], some of each channel.
-        low, high: [C], the extremes of all.
-        moment: [C k k, C k k], mean products in the windows that the kernel sees.
-    """
-
-    values: Tensor
-    low: Tensor
-    high: Tensor
-    moment: Tensor
+    inputs: Observer
+    peaks: dict[str, Tensor]
 
 
 @torch.no_grad()
 def observe(
     network: PhotoNetwork, pictures: Sequence[Tensor], qualities: Sequence[float] = QUALITIES
-) -> dict[str, LayerInputs]:
-    """Run pictures through the float network.
-
-    Args:
-        network: in evaluation mode.
-        pictures: float [1, 3, H, W] in [0, 1], sides multiples of 16.
-        qualities: each picture is coded at each of them.
-
-    Raises:
-        InputError: there is no picture.
-    """
-    if not pictures:
-        raise InputError("calibration needs pictures")
-    names = {layer: name for name, layer in named_layers(network).items()}
-    rounds = len(pictures) * len(qualities)
-    values: dict[str, list[Tensor]] = {name: [] for name in names.values()}
-    extremes: dict[str, tuple[Tensor, Tensor]] = {}
-    sums: dict[str, tuple[Tensor, int]] = {}
-
-    def record(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        name = names[layer]
-        flat = x[0].flatten(1)
-        low, high = flat.amin(1), flat.amax(1)
-        if name in extremes:
-            low, high = low.minimum(extremes[name][0]), high.maximum(extremes[name][1])
-        extremes[name] = low, high
-        some = torch.randint(flat.shape[1], (max(1, _VALUES // rounds),))
-        values[name].append(flat[:, some])
-        windows = F.unfold(x, layer.kernel_size, 1, layer.padding, layer.stride)[0]
-        if windows.shape[1] > _POSITIONS:
-            windows = windows[:, torch.randint(windows.shape[1], (_POSITIONS,))]
-        moment, count = sums.get(name, (0.0, 0))
-        sums[name] = moment + windows @ windows.T, count + windows.shape[1]
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding)
-
-    with convolutions_by(record):
+) -> dict[str, Observed]:
+    """Run the float network, in evaluation mode, on pictures [1, 3, H, W] at each quality."""
+    count = len(pictures) * len(qualities)
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in TRANSFORMS}
+    observers = {name: Observer(getattr(network, name), count) for name in TRANSFORMS}
+    handles = [
+        getattr(network, name).register_forward_pre_hook(
+            lambda _, inputs, name=name: calls[name].append(inputs)
+        )
+        for name in TRANSFORMS
+    ]
+    try:
         for quality in qualities:
             for picture in pictures:
-                network(picture, torch.tensor([quality]))
+                with ExitStack() as watching:
+                    for observer in observers.values():
+                        watching.enter_context(observer.watching())
+                    network(picture, torch.tensor([quality]))
+    finally:
+        for handle in handles:
+            handle.remove()
     return {
-        name: LayerInputs(torch.cat(values[name], 1), *extremes[name], moment / count)
-        for name, (moment, count) in sums.items()
+        name: Observed(observers[name], stream_peaks(name, getattr(network, name), calls[name]))
+        for name in TRANSFORMS
     }
 
 
-def narrow_grid(inputs: LayerInputs, bits: int, after_relu: bool, method: str) -> ActivationGrid:
-    """A grid with a scale and a zero point for each channel.
+def plan(
+    network: PhotoNetwork,
+    observed: Mapping[str, Observed],
+    widths: Sequence[int] = (8,),
+    method: str = "mse",
+    rounded: Sequence[int] | None = None,
+) -> Plans:
+    """Plans of all transforms in each of ``widths``.
 
     Args:
-        inputs: what the convolution read.
-        bits: 4, 6 or 8.
-        after_relu: values are at least 0, and so is the grid.
-        method: ``min-max`` spans all values seen, ``percentile`` all but the rarest, ``mse`` has
-            the least squared error.
-
-    Raises:
-        InputError: there is no such method.
+        network: that was observed.
+        observed: of :func:`observe`.
+        widths: bits of the weights.
+        method: of the grids: ``minmax``, ``percentile`` or ``mse``.
+        rounded: the widths in which weights are rounded for their inputs, which takes a while; by
+            default all.
     """
-    values = inputs.values
-    levels, half = (1 << bits) - 1, 1 << (bits - 1)
-    if method == "percentile":
-        tail = (1 - PERCENTILE / 100) / (1 if after_relu else 2)
-        low, high = (torch.quantile(values, q, dim=1) for q in (tail, 1 - tail))
-    elif method in METHODS:
-        low, high = inputs.low, inputs.high
-    else:
-        raise InputError(f"calibrate by {', '.join(METHODS)}, not {method!r}")
-    # 0 is a level of every grid: it is what is around the picture.
-    low = torch.zeros_like(low) if after_relu else low.clamp(max=0)
-    high = high.clamp(min=0)
-
-    def grid(share: float) -> tuple[Tensor, Tensor]:
-        scale = ((high - low) * share / levels).clamp(min=_LEAST_SCALE)
-        if after_relu:
-            return scale, torch.zeros_like(scale)
-        return scale, (-half - low * share / scale).round().clamp(-half, half - 1)
-
-    if method != "mse":
-        scale, zero = grid(1.0)
-        return ActivationGrid(scale, zero.int(), bits)
-    bottom = 0 if after_relu else -half
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for share in _SHARES.tolist():
-        scale, zero = grid(share)
-        q = ((values / scale[:, None]).round() + zero[:, None]).clamp(bottom, bottom + levels)
-        error = ((q - zero[:, None]) * scale[:, None] - values).square().mean(1)
-        if best is None:
-            best = error, scale, zero
-        better = error < best[0]
-        best = tuple(torch.where(better, *p) for p in zip((error, scale, zero), best, strict=True))
-    return ActivationGrid(best[1], best[2].int(), bits)
+    plans: Plans = {}
+    for name, seen in observed.items():
+        grids = plan_transform(name, seen.inputs, seen.peaks, method=method)
+        for layer in grids.layers.values():
+            layer.input = _common_scale(layer.input)
+        plans[name] = {}
+        for bits in widths:
+            layers = {k: replace(layer, weight_bits=bits) for k, layer in grids.layers.items()}
+            plans[name][bits] = TransformPlan(layers, grids.streams)
+            set_weight_scales(getattr(network, name), plans[name][bits])
+            if rounded is None or bits in rounded:
+                round_weights(name, getattr(network, name), seen.inputs, plans[name][bits])
+    return plans
 
 
-def wide_grid(inputs: LayerInputs) -> ActivationGrid:
-    """A 16-bit grid with one scale for all channels."""
-    peak = float(torch.maximum(inputs.high, -inputs.low).max())
-    scale = torch.full_like(inputs.high, max(peak * HEADROOM / 32767, _LEAST_SCALE))
-    return ActivationGrid(scale, torch.zeros_like(scale).int(), 16)
+def _common_scale(grid: ActivationGrid) -> ActivationGrid:
+    """16-bit grids get one scale for all channels.
+
+    Scales are folded into the weights before these are rounded, and channels differ a hundredfold
+    in what they carry: with a scale for each, the weights on weak channels would be so small that
+    they round to nothing. With 16 bits there is no need for it.
+    """
+    if grid.bits != WIDE_BITS:
+        return grid
+    return replace(grid, scale=grid.scale.max().expand(len(grid.scale)).clone())
 
 
-def pixel_grid(channels: int) -> ActivationGrid:
-    """Of the stem, which reads pixels as they are: 127.5 of them are its zero."""
-    return ActivationGrid(torch.full((channels,), 1 / 255), torch.zeros(channels).int(), 8)
-
-
-def input_grids(
-    network: PhotoNetwork, observed: Mapping[str, LayerInputs], method: str = "mse"
-) -> dict[str, ActivationGrid]:
-    """The grid of every convolution's input: 8 bits in branches, 16 where the signal goes."""
-    grids = {}
-    for transform in TRANSFORMS:
-        module = getattr(network, transform)
-        inner, branches = layers_after_relu(module), branch_layers(module)
-        for path in layers_of(module):
-            name = f"{transform}.{path}"
-            inputs = observed[name]
-            if name == "analysis.stem":
-                grids[name] = pixel_grid(len(inputs.low))
-            elif path in inner or path in branches or transform == "hyper_analysis":
-                grids[name] = narrow_grid(inputs, 8, path in inner, method)
-            else:
-                grids[name] = wide_grid(inputs)
-    return grids
+@torch.no_grad()
+def set_weight_scales(transform: nn.Module, transform_plan: TransformPlan) -> None:
+    """Give every layer the weight scales with the least squared error of its weights."""
+    for name, layer in transform_plan.layers.items():
+        weight = transform.get_submodule(name).weight
+        folded = weight * layer.input.scale.float().view(1, -1, 1, 1)
+        layer.weight_scale = best_weight_scale(folded, layer.weight_bits)
 
 
 def best_weight_scale(folded: Tensor, bits: int) -> Tensor:
@@ -230,118 +171,54 @@ def best_weight_scale(folded: Tensor, bits: int) -> Tensor:
     flat = folded.flatten(1)
     top = (1 << (bits - 1)) - 1
     peak = flat.abs().amax(1).clamp(min=1e-12) / top
+    shares = torch.linspace(1.0, 0.4, 25)
     errors = [
         ((flat / s[:, None]).round().clamp(-top, top) * s[:, None] - flat).square().sum(1)
-        for s in (peak * share for share in _SHARES)
+        for s in (peak * share for share in shares)
     ]
-    return peak * _SHARES[torch.stack(errors).argmin(0)]
+    return peak * shares[torch.stack(errors).argmin(0)]
 
 
-@dataclass
-class ErrorFactor:
-    """How errors of weights, in units of the inputs' scales, are made up for; see round_weights.
-
-    Attributes:
-        order: of the weights of an output, those of strong inputs first.
-        factor: upper triangular, of the inverse of the inputs' moments.
-    """
-
-    order: Tensor
-    factor: Tensor
-
-
-def error_factor(moment: Tensor, damping: float = 0.01) -> ErrorFactor:
-    """From the mean products of a convolution's inputs, ``[Cin k k, Cin k k]``.
+def by_layer(plans: Plans, widths: Mapping[str, Sequence[int]]) -> dict[str, dict[int, LayerPlan]]:
+    """Plans of single layers by their name and by width.
 
     Args:
-        moment: in units of the inputs' scales.
-        damping: share of the mean square that is added, against overfitting.
-
-    Raises:
-        CodecError: values are not finite.
+        plans: with all widths that are asked for.
+        widths: of each layer, by its name: ``synthesis.blocks8.0.conv``.
     """
-    square = moment.double()
-    square = square + torch.eye(len(square), dtype=torch.float64) * (
-        damping * square.diagonal().mean() + 1e-9
-    )
-    order = square.diagonal().argsort(descending=True)
-    # With the order reversed, the Cholesky factor V of the moments is upper triangular, and that
-    # of their inverse is the inverse of V.
-    lower, failed = torch.linalg.cholesky_ex(square[order][:, order].flip(0, 1))
-    if failed or not lower.isfinite().all():
-        raise CodecError("calibration met values that are not finite")
-    one = torch.eye(len(square), dtype=torch.float64)
-    factor = torch.linalg.solve_triangular(lower.flip(0, 1), one, upper=True)
-    return ErrorFactor(order, factor.float())
+    return {
+        f"{transform}.{path}": {
+            bits: plans[transform][bits].layers[path] for bits in widths[f"{transform}.{path}"]
+        }
+        for transform in plans
+        for path in next(iter(plans[transform].values())).layers
+    }
 
 
-def round_weights(weight: Tensor, scale: Tensor, bits: int, errors: ErrorFactor) -> Tensor:
-    """Round weights so that the error of the sums is small, for inputs like those seen.
+@torch.no_grad()
+def start_rounded(network: PhotoNetwork, plans: Mapping[str, Mapping[int, LayerPlan]]) -> None:
+    """Give the layers the weights and biases that calibration chose for their widest variant.
 
-    Weight by weight, the weights of an output that are not yet rounded make up for the error, as
-    far as their inputs are correlated (GPTQ, arXiv 2210.17323).
+    Training starts from them, and export rounds back to them if they are not trained.
 
     Args:
-        weight: folded, [Cout, Cin, k, k].
-        scale: of each output channel, [Cout].
-        bits: of the integers: +-(2^(bits - 1) - 1).
-        errors: of :func:`error_factor`.
-
-    Returns:
-        Integers as float, [Cout, Cin, k, k].
+        network: changed.
+        plans: of :func:`by_layer`.
     """
-    top = (1 << (bits - 1)) - 1
-    left = (weight.flatten(1) / scale[:, None])[:, errors.order]
-    rounded = torch.empty_like(left)
-    width = left.shape[1]
-    for start in range(0, width, _BLOCK):
-        end = min(start + _BLOCK, width)
-        factor = errors.factor[start:end]
-        error = torch.empty(len(left), end - start)
-        for i in range(end - start):
-            column = left[:, start + i]
-            rounded[:, start + i] = column.round().clamp(-top, top)
-            error[:, i] = (column - rounded[:, start + i]) / factor[i, start + i]
-            left[:, start + i : end] -= error[:, i : i + 1] * factor[i, start + i : end]
-        left[:, end:] -= error @ factor[:, end:]
-    result = torch.empty_like(rounded)
-    result[:, errors.order] = rounded
-    return result.view_as(weight)
-
-
-def plan_layer(
-    layer: nn.Conv2d, grid: ActivationGrid, inputs: LayerInputs, widths: Sequence[int]
-) -> dict[int, LayerPlan]:
-    """Weight scales and rounded weights of one convolution, by width."""
-    folded = layer.weight.detach() * grid.scale.view(1, -1, 1, 1)
-    if folded[0].numel() > _MOST_WEIGHTS:
-        return {b: LayerPlan(grid, b, best_weight_scale(folded, b)) for b in widths}
-    unit = grid.scale.repeat_interleave(math.prod(layer.kernel_size))
-    errors = error_factor(inputs.moment / unit[:, None] / unit)
-    plans = {}
-    for bits in widths:
-        scale = best_weight_scale(folded, bits)
-        plans[bits] = LayerPlan(grid, bits, scale, round_weights(folded, scale, bits, errors))
-    return plans
-
-
-def calibrate(
-    network: PhotoNetwork,
-    observed: Mapping[str, LayerInputs],
-    widths: Mapping[str, Sequence[int]],
-    method: str = "mse",
-) -> Plans:
-    """Plans of all layers.
-
-    Args:
-        network: that was observed.
-        observed: of :func:`observe`.
-        widths: of each layer's variants, by its name.
-        method: of the grids, see :func:`narrow_grid`.
-    """
-    grids = input_grids(network, observed, method)
-    plans: Plans = {transform: {} for transform in TRANSFORMS}
     for name, layer in named_layers(network).items():
-        transform, path = name.split(".", 1)
-        plans[transform][path] = plan_layer(layer, grids[name], observed[name], widths[name])
-    return plans
+        chosen = plans[name][max(plans[name])]
+        if chosen.rounded is None or chosen.weight_scale is None:
+            continue
+        unit = chosen.weight_scale.view(-1, 1, 1, 1) / chosen.input.scale.view(1, -1, 1, 1)
+        weight = chosen.rounded * unit
+        if name.split(".", 1)[1] in layers_of_pixels(name.split(".")[0]):
+            weight = torch_order(weight)
+        layer.weight.copy_(weight)
+        if chosen.bias is not None:
+            layer.bias.copy_(chosen.bias)
+
+
+def torch_order(weight: Tensor) -> Tensor:
+    """The inverse of ``unshuffled_weight``: input channels (dy, dx, c) to (c, dy, dx)."""
+    o, i, kh, kw = weight.shape
+    return weight.view(o, i // 3, 3, kh, kw).transpose(1, 2).reshape(o, i, kh, kw)

@@ -21,17 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycodec.models.blocks import convolutions_by
+from pycodec.models.integer_transforms import WIDE_BITS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.quantization.bit_width import WIDTHS, BitWidthSelector, channel_activity
-from pycodec.quantization.calibration import (
+from pycodec.quantization.fake_quant import round_ste
+from pycodec.quantization.recipe import (
     TRANSFORMS,
-    Plans,
     best_weight_scale,
     layers_after_relu,
+    layers_of_pixels,
     named_layers,
 )
-from pycodec.quantization.fake_quant import round_ste
-from pycodec.quantization.plan import ActivationGrid, LayerPlan
+from pycodec.quantization.transforms import ActivationGrid, LayerPlan, TransformPlan
 
 Rounding = Callable[[Tensor], Tensor]
 FIRST_LAYERS = {"analysis": "stem", "synthesis": "head"}
@@ -44,7 +45,7 @@ class LearnedGrid(nn.Module):
     ``q = clamp(round(x / scale) + z)`` with ``z = round(-offset 2^(bits - 1))``, and the result is
     ``scale (q - z)``. The offset says where a channel's values lie, as a share of half its grid;
     its gradient comes from values beyond the ends (LSQ+, arXiv 2004.09576). After a ReLU there is
-    none; nor with 16 bits, which have range to spare.
+    none. A grid of 16 bits has range and levels to spare: it stays as it is.
 
     Args:
         start: of the training.
@@ -55,11 +56,13 @@ class LearnedGrid(nn.Module):
     def __init__(self, start: ActivationGrid, after_relu: bool, exact: bool = False) -> None:
         super().__init__()
         self.bits, self.exact = start.bits, exact
+        self.exact_zero = start.zero_point.int()
         self.half = 1 << (start.bits - 1)
         self.low, self.high = (0, 2 * self.half - 1) if after_relu else (-self.half, self.half - 1)
-        self.log_scale = nn.Parameter(start.scale.float().log(), requires_grad=not exact)
+        trained = not exact and start.bits < WIDE_BITS
+        self.log_scale = nn.Parameter(start.scale.float().log(), requires_grad=trained)
         self.offset = None
-        if not after_relu and start.bits < 16 and not exact:
+        if trained and not after_relu:
             self.offset = nn.Parameter(-start.zero_point / self.half)
 
     @property
@@ -85,7 +88,8 @@ class LearnedGrid(nn.Module):
     def frozen(self) -> ActivationGrid:
         """As export takes it."""
         with torch.no_grad():
-            return ActivationGrid(self.scale.clone(), self.zero_point().int(), self.bits)
+            zero = self.exact_zero if self.exact else self.zero_point().int()
+            return ActivationGrid(self.scale.clone(), zero, self.bits)
 
 
 class LayerQuantizer(nn.Module):
@@ -198,7 +202,8 @@ class SimulatedTransforms(nn.Module):
 
     Args:
         network: shared, not copied: training this trains it. Its entropy model stays as it is.
-        plans: of :func:`calibrate`.
+        plans: of :func:`by_layer`; layers start with the weights that they have.
+        streams: scales of the streams, by transform.
         rounding: ``round_ste`` or ``round_modulated``.
         dynamic: choose among variants for each picture; else a layer has its widest one.
     """
@@ -206,13 +211,14 @@ class SimulatedTransforms(nn.Module):
     def __init__(
         self,
         network: PhotoNetwork,
-        plans: Plans,
+        plans: Mapping[str, Mapping[int, LayerPlan]],
+        streams: Mapping[str, Mapping[str, Tensor]],
         rounding: Rounding = round_ste,
         dynamic: bool = False,
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.rounding = rounding
+        self.streams, self.rounding = streams, rounding
         self.names: list[str] = []
         self.quantizers = nn.ModuleList()
         self.selectors = nn.ModuleDict()
@@ -222,12 +228,14 @@ class SimulatedTransforms(nn.Module):
             getattr(network, transform).requires_grad_(True)
         for name, layer in named_layers(network).items():
             transform, path = name.split(".", 1)
-            after_relu = path in layers_after_relu(getattr(network, transform))
             self._numbers[layer] = len(self.names)
             self.names.append(name)
             self.quantizers.append(
                 LayerQuantizer(
-                    layer, plans[transform][path], after_relu, exact=name == "analysis.stem"
+                    layer,
+                    plans[name],
+                    path in layers_after_relu(transform),
+                    exact=path in layers_of_pixels(transform),
                 )
             )
         for transform in FIRST_LAYERS if dynamic else ():
@@ -242,24 +250,24 @@ class SimulatedTransforms(nn.Module):
         """The quantizer of ``synthesis.blocks8.0.conv``."""
         return self.quantizers[self.names.index(name)]
 
-    def start_rounded(self, plans: Plans) -> None:
-        """Give the layers the weights to which calibration rounded them, for their widest variant.
-
-        Training then starts from them, and export rounds back to them if they are not trained.
-        """
-        with torch.no_grad():
-            for name, layer in named_layers(self.network).items():
-                transform, path = name.split(".", 1)
-                variants = plans[transform][path]
-                plan = variants[max(variants)]
-                if plan.rounded is not None and plan.weight_scale is not None:
-                    unit = plan.weight_scale.view(-1, 1, 1, 1) / plan.input.scale.view(1, -1, 1, 1)
-                    layer.weight.copy_(plan.rounded * unit)
-
     def dynamic_layers(self, transform: str) -> list[str]:
         """Names of the layers whose width its selector chooses, in the order of its choices."""
         first = f"{transform}.{FIRST_LAYERS[transform]}"
         return [n for n in self.names if n.startswith(f"{transform}.") and n != first]
+
+    def transform_plans(self, bits: int | None = None) -> dict[str, TransformPlan]:
+        """As export takes them.
+
+        Args:
+            bits: of the variants; those of a layer without such a variant, and of all layers if
+                None, are its widest.
+        """
+        plans: dict[str, dict[str, LayerPlan]] = {name: {} for name in TRANSFORMS}
+        for name, quantizer in zip(self.names, self.quantizers, strict=True):
+            transform, path = name.split(".", 1)
+            variants = quantizer.plans()
+            plans[transform][path] = variants.get(bits, variants[max(variants)])
+        return {name: TransformPlan(plans[name], dict(self.streams[name])) for name in TRANSFORMS}
 
     def forward(self, x: Tensor, quality: Tensor) -> SimulatedPass:
         """``x [B, 3, H, W]`` in [0, 1], sides multiples of 16; ``quality [B]`` in [1, 100]."""

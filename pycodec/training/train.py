@@ -124,7 +124,7 @@ class Trainer:
             raise CodecError(f"no pictures under {folder}")
         training, held_out = split_pictures(paths)
         self.training = training
-        self.held_out = [x for x in map(_read_validation, held_out) if x.numel()]
+        self.held_out = [x for x in map(read_whole, held_out) if x.numel()]
         self.network = PhotoNetwork(config or PhotoConfig()).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
@@ -354,7 +354,7 @@ def _read_scaled(path: Path) -> np.ndarray:
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
-def _read_validation(path: Path) -> Tensor:
+def read_whole(path: Path) -> Tensor:
     """A held-out picture, cut to multiples of 64, perhaps to nothing: float [1, 3, H, W]."""
     pixels = _read_scaled(path)
     height, width = (side // 64 * 64 for side in pixels.shape[:2])
