@@ -24,7 +24,6 @@ using pycodec::OutputType;
 using pycodec::QuantizedConv2d;
 
 constexpr int kDense = py::array::c_style;
-using Int8Array = py::array_t<std::int8_t, kDense>;
 using Int32Array = py::array_t<std::int32_t, kDense>;
 
 int dimension(const py::array& array, int axis) {
@@ -45,13 +44,18 @@ QuantizedConv2d::Output output_of(OutputType type, bool relu, int bits) {
   return output;
 }
 
-QuantizedConv2d make_conv(const Int8Array& weight, const Int32Array& bias,
+QuantizedConv2d make_conv(const py::array& weight, const Int32Array& bias,
                           const Int32Array& multiplier, int shift, const py::object& out_dtype,
                           bool relu, int stride, int upscale, int bits,
                           const std::vector<std::int16_t>& zero_point) {
+  const bool wide = weight.dtype().is(py::dtype::of<std::int16_t>());
+  if (!wide && !weight.dtype().is(py::dtype::of<std::int8_t>())) {
+    throw std::invalid_argument("weight must be int8 or int16");
+  }
   if (weight.ndim() != 4) {
     throw std::invalid_argument("weight must be [out_channels, height, width, in_channels]");
   }
+  const auto values = py::array_t<std::int16_t, kDense | py::array::forcecast>::ensure(weight);
   const QuantizedConv2d::Shape shape = {dimension(weight, 0), dimension(weight, 1),
                                         dimension(weight, 2), dimension(weight, 3),
                                         stride,               upscale};
@@ -61,7 +65,7 @@ QuantizedConv2d make_conv(const Int8Array& weight, const Int32Array& bias,
     }
   }
   const OutputType type = pycodec::output_type_of(py::dtype::from_args(out_dtype), "out_dtype");
-  return QuantizedConv2d(shape, weight.data(), bias.data(), multiplier.data(), shift,
+  return QuantizedConv2d(shape, values.data(), wide, bias.data(), multiplier.data(), shift,
                          output_of(type, relu, bits), zero_point);
 }
 

@@ -14,17 +14,18 @@ namespace {
 
 constexpr std::size_t kPatchBytes = 96 * 1024;  // of outputs before they are spread to patches
 
-const ConvKernel& kernel_for(SimdLevel level) {
+const ConvKernel& kernel_for(SimdLevel level, bool wide) {
   switch (level) {
 #if defined(__x86_64__)
     case SimdLevel::kAmx:
       return kConvKernelAmx;
     case SimdLevel::kAvx512Vnni:
-      return kConvKernelAvx512Vnni;
+      return wide ? kConvKernelAvx512VnniWide : kConvKernelAvx512Vnni;
     case SimdLevel::kAvx2:
       return kConvKernelAvx2;
 #endif
     default:
+      static_cast<void>(wide);  // all others read weights of both kinds
       return kConvKernelScalar;
   }
 }
@@ -79,15 +80,16 @@ QuantizedConv2d::Output full_range(OutputType type, bool relu) {
   }
 }
 
-QuantizedConv2d::QuantizedConv2d(const Shape& shape, const std::int8_t* weight,
+QuantizedConv2d::QuantizedConv2d(const Shape& shape, const std::int16_t* weight, bool wide,
                                  const std::int32_t* bias, const std::int32_t* multiplier,
                                  int shift, const Output& output,
                                  std::vector<std::int16_t> zero_point)
     : shape_(checked(shape)),
       output_(output),
-      kernel_(kernel_for(pycodec::simd_level())),
+      kernel_(kernel_for(pycodec::simd_level(), wide)),
       padded_in_channels_(round_up(shape.in_channels, kernel_.group)),
       vectors_(round_up(shape.out_channels, kernel_.lanes) / kernel_.lanes),
+      weight_planes_(wide && kernel_.value_bytes == 1 ? 2 : 1),
       weights_(pack_weights(weight)),
       bias_(bias, bias + shape.out_channels),
       multiplier_(multiplier, multiplier + shape.out_channels),
@@ -116,13 +118,25 @@ int QuantizedConv2d::row_groups() const {
   return round_up(bytes, kernel_.row_bytes) / (kernel_.group * kernel_.value_bytes);
 }
 
-AlignedBuffer QuantizedConv2d::pack_weights(const std::int8_t* weight) const {
+std::int64_t QuantizedConv2d::weight_plane_bytes() const {
+  return std::int64_t{vectors_} * kernel_.lanes * shape_.kernel_height * row_groups() *
+         kernel_.group * kernel_.value_bytes;
+}
+
+AlignedBuffer QuantizedConv2d::pack_weights(const std::int16_t* weight) const {
   const int row_values = row_groups() * kernel_.group;
-  AlignedBuffer packed(std::size_t(vectors_) * kernel_.lanes * shape_.kernel_height * row_values *
-                       kernel_.value_bytes);
-  auto* out8 = reinterpret_cast<std::int8_t*>(packed.data());
-  auto* out16 = reinterpret_cast<std::int16_t*>(packed.data());
-  const auto put = [&](std::int8_t w) { kernel_.value_bytes == 1 ? * out8++ = w : * out16++ = w; };
+  const std::int64_t plane = weight_plane_bytes();
+  AlignedBuffer packed(static_cast<std::size_t>(weight_planes_ * plane));
+  std::uint8_t* next = packed.data();
+  const auto put = [&](std::int16_t w) {
+    if (kernel_.value_bytes == 2) {
+      std::memcpy(next, &w, sizeof w);
+      next += sizeof w;
+      return;
+    }
+    if (weight_planes_ == 2) next[plane] = static_cast<std::uint8_t>(w);
+    *next++ = static_cast<std::uint8_t>(weight_planes_ == 2 ? w >> 8 : w);
+  };
   for (int first = 0, chunk; first < vectors_; first += chunk) {
     chunk = chunk_vectors(first, vectors_, kernel_.max_chunk_vectors);
     for (int row = 0; row < shape_.kernel_height; ++row) {
@@ -137,7 +151,7 @@ AlignedBuffer QuantizedConv2d::pack_weights(const std::int8_t* weight) const {
                 ((std::int64_t{out} * shape_.kernel_height + row) * shape_.kernel_width + column) *
                     shape_.in_channels +
                 in;
-            put(inside ? weight[place] : 0);
+            put(inside ? weight[place] : std::int16_t{0});
           }
         }
       }
@@ -204,7 +218,8 @@ void QuantizedConv2d::run_frame(const std::uint8_t* data, const FrameShape& fram
   if (kernel_.value_bytes == 1 && frame.type == InputType::kInt8) bias = &bias_for_int8_;
   if (kernel_.value_bytes == 1 && frame.type == InputType::kInt16) bias = &bias_for_int16_;
   const ConvLayer layer = {shape_.out_channels,  vectors_,           shape_.kernel_height,
-                           row_groups(),         weights_.data(),    bias->data(),
+                           row_groups(),         weights_.data(),    weight_planes_,
+                           weight_plane_bytes(), bias->data(),
                            multiplier_.data(),   requantization_,    target.type};
 
   std::int64_t batch = frame.batch, height = out_size(frame.height), width = out_size(frame.width);

@@ -34,12 +34,13 @@ class QuantizedConv2d {
     const std::int16_t* residual;  // dense, as many as outputs (upscale is 1 then); may be null
   };
 
-  // weight: int8 [out_channels][kernel_height][kernel_width][in_channels]; bias and multiplier: one
-  // a channel; zero_point: what the input is outside the picture, one a channel, or empty for 0.
+  // weight: [out_channels][kernel_height][kernel_width][in_channels], all in the range of int8
+  // unless wide; bias and multiplier: one a channel; zero_point: what the input is outside the picture, one a channel, or empty for 0.
   // Throws std::invalid_argument for even kernels, empty dimensions, shifts outside 1..62, strides
   // other than 1 and 2, and channels that do not make up patches of upscale by upscale.
-  QuantizedConv2d(const Shape& shape, const std::int8_t* weight, const std::int32_t* bias,
-                  const std::int32_t* multiplier, int shift, const Output& output,
+  QuantizedConv2d(const Shape& shape, const std::int16_t* weight, bool wide,
+                  const std::int32_t* bias, const std::int32_t* multiplier, int shift,
+                  const Output& output,
                   std::vector<std::int16_t> zero_point);
 
   const Shape& shape() const { return shape_; }
@@ -65,13 +66,15 @@ class QuantizedConv2d {
 
  private:
   int row_groups() const;
-  AlignedBuffer pack_weights(const std::int8_t* weight) const;
+  std::int64_t weight_plane_bytes() const;
+  AlignedBuffer pack_weights(const std::int16_t* weight) const;
 
   Shape shape_;
   Output output_;
   ConvKernel kernel_;
   int padded_in_channels_;
-  int vectors_;  // of output channels
+  int vectors_;        // of output channels
+  int weight_planes_;  // see ConvLayer
   AlignedBuffer weights_;
   std::vector<std::int32_t> bias_;            // padded to whole vectors, like the multipliers
   std::vector<std::int32_t> bias_for_int8_;   // makes up for what frames of bytes add to inputs

@@ -46,32 +46,53 @@ void multiply_by_256(std::int32_t* sums) {
   if (kBoth && kPair) _tile_loadd(3, sums + 768, kTileBytes);
 }
 
+// Adds the products of one plane of inputs with one of weights, which are signed or not.
+template <bool kBoth, bool kPair, bool kSigned>
+void add_products(const ConvLayer& layer, std::int64_t row_stride, const std::uint8_t* window,
+                  std::int64_t stride, const std::uint8_t* w) {
+  constexpr int kGroupBytes = (kPair ? 2 : 1) * kTileBytes;
+  const std::int64_t row_bytes = layer.row_groups * std::int64_t{kGroup};
+  for (int row = 0; row < layer.window_rows; ++row) {
+    const std::uint8_t* x = window + row * row_stride;
+    for (std::int64_t i = 0; i < row_bytes; i += kTileBytes, w += kTileRows * kGroupBytes) {
+      _tile_loadd(6, w, kGroupBytes);
+      _tile_loadd(4, x + i, stride);
+      if (kPair) _tile_loadd(7, w + kTileBytes, kGroupBytes);
+      if (kBoth) _tile_loadd(5, x + kTileRows * stride + i, stride);
+      if constexpr (kSigned) {
+        _tile_dpbusd(0, 4, 6);
+        if (kPair) _tile_dpbusd(1, 4, 7);
+        if (kBoth) _tile_dpbusd(2, 5, 6);
+        if (kBoth && kPair) _tile_dpbusd(3, 5, 7);
+      } else {
+        _tile_dpbuud(0, 4, 6);
+        if (kPair) _tile_dpbuud(1, 4, 7);
+        if (kBoth) _tile_dpbuud(2, 5, 6);
+        if (kBoth && kPair) _tile_dpbuud(3, 5, 7);
+      }
+    }
+  }
+}
+
 // Sums of products of up to 32 positions and one or two vectors: [position / 16][vector][position
 // % 16][lane].
 template <bool kBoth, bool kPair>
 void run_block(const ConvLayer& layer, const ConvTile& tile, const std::uint8_t* window,
                std::int64_t stride, const std::uint8_t* weights, std::int32_t* sums) {
-  constexpr int kGroupBytes = (kPair ? 2 : 1) * kTileBytes;
-  const std::int64_t row_bytes = layer.row_groups * std::int64_t{kGroup};
   _tile_zero(0);
   if (kPair) _tile_zero(1);
   if (kBoth) _tile_zero(2);
   if (kBoth && kPair) _tile_zero(3);
-  for (int plane = 0; plane < tile.planes; ++plane) {
-    if (plane > 0) multiply_by_256<kBoth, kPair>(sums);
-    const std::uint8_t* w = weights;
-    for (int row = 0; row < layer.window_rows; ++row) {
-      const std::uint8_t* x = window + plane * tile.plane_stride + row * tile.row_stride;
-      for (std::int64_t i = 0; i < row_bytes; i += kTileBytes, w += kTileRows * kGroupBytes) {
-        _tile_loadd(6, w, kGroupBytes);
-        _tile_loadd(4, x + i, stride);
-        _tile_dpbusd(0, 4, 6);
-        if (kPair) _tile_loadd(7, w + kTileBytes, kGroupBytes);
-        if (kPair) _tile_dpbusd(1, 4, 7);
-        if (kBoth) _tile_loadd(5, x + kTileRows * stride + i, stride);
-        if (kBoth) _tile_dpbusd(2, 5, 6);
-        if (kBoth && kPair) _tile_dpbusd(3, 5, 7);
-      }
+  // Products of high bytes first; what is i-th and j-th counts 256^(planes - i - j).
+  for (int order = 0; order <= tile.planes + layer.weight_planes - 2; ++order) {
+    if (order > 0) multiply_by_256<kBoth, kPair>(sums);
+    for (int plane = 0; plane < tile.planes; ++plane) {
+      const int weight_plane = order - plane;
+      if (weight_plane < 0 || weight_plane >= layer.weight_planes) continue;
+      const std::uint8_t* x = window + plane * tile.plane_stride;
+      const std::uint8_t* w = weights + weight_plane * layer.weight_plane_stride;
+      weight_plane == 0 ? add_products<kBoth, kPair, true>(layer, tile.row_stride, x, stride, w)
+                        : add_products<kBoth, kPair, false>(layer, tile.row_stride, x, stride, w);
     }
   }
   store_sums<kBoth, kPair>(sums);

@@ -1,5 +1,5 @@
 // AVX-512 VNNI: vpdpbusd multiplies four uint8 inputs by four int8 weights and adds them up,
-// exactly, into each of 16 int32 lanes.
+// exactly, into each of 16 int32 lanes; vpdpwssd two int16 by two int16, modulo 2^32.
 #include <immintrin.h>
 
 #include "cpu/quantized_conv2d_avx512.hpp"
@@ -7,7 +7,7 @@
 namespace pycodec {
 namespace {
 
-constexpr int kGroup = 4;
+constexpr int kGroupBytes = 4;
 constexpr int kVectorBytes = 64;
 constexpr int kMaxChunkVectors = 4;
 
@@ -20,14 +20,19 @@ inline std::int32_t load_group(const std::uint8_t* p) {
   return group;
 }
 
+template <bool kWide>
+inline __m512i multiply_add(__m512i acc, __m512i group, __m512i w) {
+  return kWide ? _mm512_dpwssd_epi32(acc, group, w) : _mm512_dpbusd_epi32(acc, group, w);
+}
+
 // The outputs of a tile's positions, from `position` on, in the Vectors vectors from `first`.
-template <int Vectors>
+template <bool kWide, int Vectors>
 void run_tile(const ConvLayer& layer, const ConvTile& tile, const Requantizer& requantize,
               int position, int first, const std::uint8_t* weights) {
   constexpr int kPositions = positions_in_tile(Vectors);
   const int left = tile.positions - position;
   const int positions = left < kPositions ? left : kPositions;
-  const std::int64_t row_bytes = layer.row_groups * std::int64_t{kGroup};
+  const std::int64_t row_bytes = layer.row_groups * std::int64_t{kGroupBytes};
   __m512i acc[kPositions][Vectors];
   const std::uint8_t* x[kPositions];
   for (int p = 0; p < kPositions; ++p) {
@@ -43,7 +48,7 @@ void run_tile(const ConvLayer& layer, const ConvTile& tile, const Requantizer& r
       }
     }
     for (int row = 0; row < layer.window_rows; ++row) {
-      for (std::int64_t i = 0; i < row_bytes; i += kGroup) {
+      for (std::int64_t i = 0; i < row_bytes; i += kGroupBytes) {
         __m512i w[Vectors];
         for (int v = 0; v < Vectors; ++v, w_next += kVectorBytes) {
           w[v] = _mm512_load_si512(w_next);
@@ -51,7 +56,9 @@ void run_tile(const ConvLayer& layer, const ConvTile& tile, const Requantizer& r
 #pragma GCC unroll 8
         for (int p = 0; p < kPositions; ++p) {
           const __m512i group = _mm512_set1_epi32(load_group(x[p] + i));
-          for (int v = 0; v < Vectors; ++v) acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], group, w[v]);
+          for (int v = 0; v < Vectors; ++v) {
+            acc[p][v] = multiply_add<kWide>(acc[p][v], group, w[v]);
+          }
         }
       }
       for (int p = 0; p < kPositions; ++p) x[p] += tile.row_stride;
@@ -67,10 +74,10 @@ void run_tile(const ConvLayer& layer, const ConvTile& tile, const Requantizer& r
   }
 }
 
-constexpr decltype(&run_tile<1>) kRunTile[kMaxChunkVectors] = {run_tile<1>, run_tile<2>,
-                                                               run_tile<3>, run_tile<4>};
-
+template <bool kWide>
 void run(const ConvLayer& layer, const ConvTile& tile) {
+  constexpr decltype(&run_tile<kWide, 1>) kRunTile[kMaxChunkVectors] = {
+      run_tile<kWide, 1>, run_tile<kWide, 2>, run_tile<kWide, 3>, run_tile<kWide, 4>};
   const Requantizer requantize(layer.requantization);
   const std::uint8_t* weights = layer.weights;
   for (int first = 0; first < layer.vectors;) {
@@ -86,7 +93,9 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
 
 }  // namespace
 
-const ConvKernel kConvKernelAvx512Vnni = {"avx512vnni", 1,  kGroup, kLanes, kMaxChunkVectors,
-                                          kGroup,       24, false,  run};
+const ConvKernel kConvKernelAvx512Vnni = {
+    "avx512vnni", 1, 4, kLanes, kMaxChunkVectors, kGroupBytes, 24, false, run<false>};
+const ConvKernel kConvKernelAvx512VnniWide = {
+    "avx512vnni", 2, 2, kLanes, kMaxChunkVectors, kGroupBytes, 24, false, run<true>};
 
 }  // namespace pycodec

@@ -15,7 +15,8 @@
 // Weights lie in the order of use: [chunk][window row][group][vector][output channel][in group].
 //
 // Kernels of bytes read int16 inputs as two planes, of high and of low bytes: once they have walked
-// through the first, they multiply the accumulators by 256 and walk through the second.
+// through the first, they multiply the accumulators by 256 and walk through the second. The same
+// goes for int16 weights.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,8 @@ struct ConvLayer {
   int window_rows;  // the kernel's height
   int row_groups;   // groups of channels in a window row
   const std::uint8_t* weights;
+  int weight_planes;                 // 2 where weights are int16 and the kernel reads bytes:
+  std::int64_t weight_plane_stride;  // high bytes, signed, and then low ones, unsigned
   const std::int32_t* bias;
   const std::int32_t* multiplier;
   Requantization requantization;
@@ -67,6 +70,7 @@ struct ConvKernel {
 extern const ConvKernel kConvKernelScalar;
 extern const ConvKernel kConvKernelAvx2;
 extern const ConvKernel kConvKernelAvx512Vnni;
+extern const ConvKernel kConvKernelAvx512VnniWide;  // for int16 weights
 extern const ConvKernel kConvKernelAmx;
 
 // The number of vectors in the chunk that starts at vector `first`: chunks are of even size, as far

@@ -32,7 +32,6 @@ OFFSET_BITS = 8
 
 PIXEL_FACTOR = 4
 NARROW_BITS = 8
-WIDE_BITS = 16
 
 _ROOT_BITS = 62
 _HALF = LOG2_BITS // 2
@@ -260,7 +259,7 @@ class IntegerTransform:
     def _input_dtype(self, layer: str) -> torch.dtype:
         for step in self.steps:
             if isinstance(step, Convert) and step.layer == layer and not step.relu:
-                wide = int(self._tensors[f"{layer}.input.bits"]) == WIDE_BITS
+                wide = int(self._tensors[f"{layer}.input.bits"]) > NARROW_BITS
                 return torch.int16 if wide else torch.int8
         return torch.uint8
 

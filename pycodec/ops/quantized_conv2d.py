@@ -27,6 +27,7 @@ from pycodec.errors import InputError
 from pycodec.ops.backends import check_backend, cuda_kernels, default_backend
 
 INPUT_DTYPES = (torch.uint8, torch.int8, torch.int16)
+WEIGHT_DTYPES = (torch.int8, torch.int16, torch.uint8)
 OUTPUT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 MAX_SHIFT = 62
 MAX_UPSCALE = 4
@@ -95,8 +96,8 @@ def quantized_conv2d(
 
     Args:
         x: uint8, int8 or int16 [N, H, W, Cin], contiguous.
-        weight: int8 [Cout, kh, kw, Cin], kh and kw odd, contiguous; or of 4 bits, packed: uint8
-            [Cout, kh, kw, ceil(Cin / 2)], see :func:`pack_int4`.
+        weight: int8 or int16 [Cout, kh, kw, Cin], kh and kw odd, contiguous; or of 4 bits, packed:
+            uint8 [Cout, kh, kw, ceil(Cin / 2)], see :func:`pack_int4`.
         bias: int32 [Cout], in units of the accumulator.
         multiplier: int32 [Cout].
         shift: 1 to 62, one for the layer.
@@ -190,10 +191,10 @@ def _check_parameters(
     weight: Tensor, bias: Tensor, multiplier: Tensor, shift: int, options: ConvOptions
 ) -> None:
     _require(
-        weight.dtype in (torch.int8, torch.uint8)
+        weight.dtype in WEIGHT_DTYPES
         and weight.dim() == 4
         and weight.is_contiguous(),
-        "weight must be contiguous int8 [Cout, kh, kw, Cin], or uint8 of packed 4 bits, not "
+        "weight must be contiguous int8 or int16 [Cout, kh, kw, Cin], or uint8 of packed 4 bits, not "
         f"{_describe(weight)}",
     )
     cout, kh, kw, cin = weight.shape

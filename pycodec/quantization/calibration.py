@@ -30,8 +30,11 @@ from pycodec.quantization.transforms import (
 )
 
 METHODS = ("minmax", "percentile", "mse")
-WIDE_LAYERS = ("down8", "down16", "head", "up8.conv", "up4.conv", "tail")
-"""Carry the signal itself, whose errors nothing corrects: their inputs have 16 bits."""
+SIGNAL_LAYERS = ("stem", "down8", "down16", "head", "up8.conv", "up4.conv", "tail")
+"""Carry the signal itself, whose errors nothing corrects: their inputs and weights are wide."""
+
+SIGNAL_INPUT_BITS, SIGNAL_WEIGHT_BITS = 14, 12
+"""As many as the accumulators of their largest layers have room for."""
 
 STREAM_ROOM = 2.0
 """How far a stream may exceed what calibration saw."""
@@ -130,8 +133,8 @@ def activation_grid(seen: Observation, signed: bool, bits: int, method: str) -> 
     """The grid of a layer's input."""
     zero = torch.zeros(len(seen.peak[0]), dtype=torch.int64)
     peak = seen.peak.abs().amax(0).clamp(min=1e-6)
-    if bits == 16:
-        return ActivationGrid(peak * STREAM_ROOM / 32767, zero, bits)
+    if bits > 8:
+        return ActivationGrid(peak * STREAM_ROOM / ((1 << (bits - 1)) - 1), zero, bits)
     x = torch.cat([*seen.samples, seen.peak.T], 1)
     if not signed:
         levels, lower = (1 << bits) - 1, 0
@@ -166,7 +169,7 @@ def plan_transform(
     streams: dict[str, Tensor],
     *,
     method: str = "mse",
-    weight_bits: Callable[[str], int] = lambda layer: 8,
+    weight_bits: Callable[[str], int] | None = None,
     input_bits: Callable[[str], int] | None = None,
 ) -> TransformPlan:
     """A plan from what was observed.
@@ -176,10 +179,10 @@ def plan_transform(
         observer: that watched it.
         streams: largest absolute value of each stream's channels, [C].
         method: of :data:`METHODS`, for inputs of 8 bits and fewer.
-        weight_bits, input_bits: by layer; by default 8, and 16 for :data:`WIDE_LAYERS`.
+        weight_bits, input_bits: by layer; see the defaults.
     """
-    if input_bits is None:
-        input_bits = default_input_bits
+    weight_bits = weight_bits or default_weight_bits
+    input_bits = input_bits or default_input_bits
     layers = {}
     for step in PROGRAMS[name]:
         if isinstance(step, ReadPixels):
@@ -200,8 +203,13 @@ def plan_transform(
 
 
 def default_input_bits(layer: str) -> int:
-    """16 where the signal itself passes, else 8."""
-    return 16 if layer in WIDE_LAYERS or layer == "conv1" else 8
+    """8, and more where the signal itself passes or latents are read."""
+    return SIGNAL_INPUT_BITS if layer in SIGNAL_LAYERS or layer == "conv1" else 8
+
+
+def default_weight_bits(layer: str) -> int:
+    """8, and more where the signal itself passes."""
+    return SIGNAL_WEIGHT_BITS if layer in SIGNAL_LAYERS else 8
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from pycodec.errors import CodecError
 from pycodec.models.blocks import QualityAffine
 from pycodec.models.integer_transforms import (
     LOG2_BITS,
+    NARROW_BITS,
     OFFSET_BITS,
     PROGRAMS,
-    WIDE_BITS,
     Convert,
     Convolve,
     ReadPixels,
@@ -44,8 +44,8 @@ class ActivationGrid:
 
     Attributes:
         scale: float [Cin].
-        zero_point: int [Cin]; 0 after a ReLU and for 16 bits.
-        bits: 2 to 8, or 16.
+        zero_point: int [Cin]; 0 after a ReLU and for wide inputs.
+        bits: 2 to 8, or 9 to 16 for a wide input.
     """
 
     scale: Tensor
@@ -59,7 +59,7 @@ class LayerPlan:
 
     Attributes:
         input: its input's grid.
-        weight_bits: 2 to 8; packed two a byte from 4 down.
+        weight_bits: 2 to 16; packed two a byte from 4 down, int16 from 9 up.
         weight_scale: float [Cout], of the weights after input scales were folded in; None: from
             their largest.
         rounded: integers [Cout, Cin, k, k], where rounding was chosen already.
@@ -214,7 +214,8 @@ def _export_layer(
         order = patch_order(len(scale), step.upscale)
         integers, bias, multiplier = integers[order], bias[order], multiplier[order]
     bias = bias.round().to(torch.int32)
-    packed = integers.permute(0, 2, 3, 1).to(torch.int8).contiguous()
+    dtype = torch.int16 if plan.weight_bits > NARROW_BITS else torch.int8
+    packed = integers.permute(0, 2, 3, 1).to(dtype).contiguous()
     least, most = accumulator_bound(packed, bias, *input_range(plan, signed))
     if least < -(2**31) or most >= 2**31:
         raise CodecError(f"layer {name} could overflow int32 ({least} to {most})")
@@ -265,11 +266,6 @@ def _export_affine(
         f"{key}.offset": offset.round().to(torch.int32).contiguous(),
         "shift": torch.tensor(shift),
     }
-
-
-def is_wide(grid: ActivationGrid) -> bool:
-    """Whether the grid's integers are int16."""
-    return grid.bits == WIDE_BITS
 
 
 def model_bytes(tensors: Mapping[str, Tensor]) -> int:
