@@ -1,9 +1,9 @@
 """Choosing the bits of each layer's weights for each picture (DynaQuant, arXiv 2511.07903).
 
-A selector reads what goes into a transform and picks 4, 6 or 8 bits for each of its layers. As in
-the paper the first layer keeps 8 bits and its result is what the selector reads; unlike there
-(average pooling to 5 x 5 and dropout) it reads one number a channel, which can be summed over the
-tiles of a picture, and the quality.
+A selector reads what goes into a transform and picks 4, 6 or 8 bits for each layer of its residual
+branches. As in the paper the first layer is the same for all pictures and its result is what the
+selector reads; unlike there (average pooling to 5 x 5 and dropout) it reads one number a channel,
+which can be summed over the tiles of a picture, and the quality.
 
 The encoder runs the selectors, in floating point, and writes what was chosen for the synthesis into
 the file (``docs/quantization.md``). A decoder that had to repeat the choice, as in the paper, would

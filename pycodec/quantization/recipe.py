@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from pycodec.errors import InputError
-from pycodec.models.integer_transforms import PROGRAMS, WIDE_BITS, Convert, Convolve, ReadPixels
+from pycodec.models.integer_transforms import PROGRAMS, Convert, Convolve, ReadPixels
 from pycodec.models.photo_network import PhotoNetwork
-from pycodec.quantization.calibration import Observer, plan_transform, round_weights, stream_peaks
-from pycodec.quantization.transforms import ActivationGrid, LayerPlan, TransformPlan
+from pycodec.quantization.calibration import (
+    Observer,
+    default_weight_bits,
+    plan_transform,
+    round_weights,
+    stream_peaks,
+)
+from pycodec.quantization.transforms import LayerPlan, TransformPlan
 from pycodec.training.data import list_pictures
 from pycodec.training.train import read_whole
 
@@ -26,7 +32,7 @@ TRANSFORMS = ("analysis", "hyper_analysis", "synthesis")
 QUALITIES = (5.0, 50.0, 95.0)
 
 Plans = dict[str, dict[int, TransformPlan]]
-"""For each transform, for each width of its weights, a plan with all layers in this width."""
+"""For each transform, for each width, a plan with its :func:`branch_layers` in this width."""
 
 
 def named_layers(network: PhotoNetwork) -> dict[str, nn.Conv2d]:
@@ -37,6 +43,17 @@ def named_layers(network: PhotoNetwork) -> dict[str, nn.Conv2d]:
         for step in PROGRAMS[transform]
         if isinstance(step, Convolve)
     }
+
+
+def branch_layers(transform: str) -> list[str]:
+    """Names within the transform of the layers whose width is a choice: of residual branches.
+
+    Layers that carry the signal keep wide weights, and hyper-analysis, which is small, 8 bits.
+    """
+    if transform == "hyper_analysis":
+        return []
+    layers = [step.layer for step in PROGRAMS[transform] if isinstance(step, Convolve)]
+    return [name for name in layers if default_weight_bits(name) == 8]
 
 
 def layers_after_relu(transform: str) -> set[str]:
@@ -125,36 +142,26 @@ def plan(
     Args:
         network: that was observed.
         observed: of :func:`observe`.
-        widths: bits of the weights.
+        widths: bits of the weights of :func:`branch_layers`; others have what they need.
         method: of the grids: ``minmax``, ``percentile`` or ``mse``.
         rounded: the widths in which weights are rounded for their inputs, which takes a while; by
             default all.
     """
     plans: Plans = {}
     for name, seen in observed.items():
+        branches = set(branch_layers(name))
         grids = plan_transform(name, seen.inputs, seen.peaks, method=method)
-        for layer in grids.layers.values():
-            layer.input = _common_scale(layer.input)
         plans[name] = {}
         for bits in widths:
-            layers = {k: replace(layer, weight_bits=bits) for k, layer in grids.layers.items()}
+            layers = {
+                path: replace(layer, weight_bits=bits if path in branches else layer.weight_bits)
+                for path, layer in grids.layers.items()
+            }
             plans[name][bits] = TransformPlan(layers, grids.streams)
             set_weight_scales(getattr(network, name), plans[name][bits])
             if rounded is None or bits in rounded:
                 round_weights(name, getattr(network, name), seen.inputs, plans[name][bits])
     return plans
-
-
-def _common_scale(grid: ActivationGrid) -> ActivationGrid:
-    """16-bit grids get one scale for all channels.
-
-    Scales are folded into the weights before these are rounded, and channels differ a hundredfold
-    in what they carry: with a scale for each, the weights on weak channels would be so small that
-    they round to nothing. With 16 bits there is no need for it.
-    """
-    if grid.bits != WIDE_BITS:
-        return grid
-    return replace(grid, scale=grid.scale.max().expand(len(grid.scale)).clone())
 
 
 @torch.no_grad()
@@ -179,20 +186,26 @@ def best_weight_scale(folded: Tensor, bits: int) -> Tensor:
     return peak * shares[torch.stack(errors).argmin(0)]
 
 
-def by_layer(plans: Plans, widths: Mapping[str, Sequence[int]]) -> dict[str, dict[int, LayerPlan]]:
+def by_layer(
+    plans: Plans, widths: Mapping[str, Sequence[int]] | Sequence[int]
+) -> dict[str, dict[int, LayerPlan]]:
     """Plans of single layers by their name and by width.
 
     Args:
         plans: with all widths that are asked for.
-        widths: of each layer, by its name: ``synthesis.blocks8.0.conv``.
+        widths: of the layers of branches, by their name, ``synthesis.blocks8.0.conv``, or the same
+            for all of them.
     """
-    return {
-        f"{transform}.{path}": {
-            bits: plans[transform][bits].layers[path] for bits in widths[f"{transform}.{path}"]
-        }
-        for transform in plans
-        for path in next(iter(plans[transform].values())).layers
-    }
+    chosen: dict[str, dict[int, LayerPlan]] = {}
+    for transform, by_width in plans.items():
+        for path, layer in next(iter(by_width.values())).layers.items():
+            name = f"{transform}.{path}"
+            if path in branch_layers(transform):
+                had = widths[name] if isinstance(widths, Mapping) else widths
+                chosen[name] = {bits: by_width[bits].layers[path] for bits in had}
+            else:
+                chosen[name] = {layer.weight_bits: layer}
+    return chosen
 
 
 @torch.no_grad()

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycodec.models.blocks import convolutions_by
-from pycodec.models.integer_transforms import WIDE_BITS
+from pycodec.models.integer_transforms import NARROW_BITS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.quantization.bit_width import WIDTHS, BitWidthSelector, channel_activity
 from pycodec.quantization.fake_quant import round_ste
 from pycodec.quantization.recipe import (
     TRANSFORMS,
     best_weight_scale,
+    branch_layers,
     layers_after_relu,
     layers_of_pixels,
     named_layers,
@@ -36,7 +37,7 @@ from pycodec.quantization.transforms import ActivationGrid, LayerPlan, Transform
 
 Rounding = Callable[[Tensor], Tensor]
 FIRST_LAYERS = {"analysis": "stem", "synthesis": "head"}
-"""What dynamic transforms begin with: 8 bits for every picture, and what the selector reads."""
+"""What dynamic transforms begin with, the same for every picture, and what the selector reads."""
 
 
 class LearnedGrid(nn.Module):
@@ -45,7 +46,7 @@ class LearnedGrid(nn.Module):
     ``q = clamp(round(x / scale) + z)`` with ``z = round(-offset 2^(bits - 1))``, and the result is
     ``scale (q - z)``. The offset says where a channel's values lie, as a share of half its grid;
     its gradient comes from values beyond the ends (LSQ+, arXiv 2004.09576). After a ReLU there is
-    none. A grid of 16 bits has range and levels to spare: it stays as it is.
+    none. A wide grid has range and levels to spare: it stays as it is.
 
     Args:
         start: of the training.
@@ -59,7 +60,7 @@ class LearnedGrid(nn.Module):
         self.exact_zero = start.zero_point.int()
         self.half = 1 << (start.bits - 1)
         self.low, self.high = (0, 2 * self.half - 1) if after_relu else (-self.half, self.half - 1)
-        trained = not exact and start.bits < WIDE_BITS
+        trained = not exact and start.bits <= NARROW_BITS
         self.log_scale = nn.Parameter(start.scale.float().log(), requires_grad=trained)
         self.offset = None
         if trained and not after_relu:
@@ -122,6 +123,8 @@ class LayerQuantizer(nn.Module):
             for number, width in enumerate(self.widths)
         )
         self.enabled = True
+        self.active = len(self.widths) - 1
+        """The variant for pictures without a choice."""
 
     def grid(self, variant: int) -> LearnedGrid:
         return self.grids[variant if self.own_grids else 0]
@@ -149,13 +152,12 @@ class LayerQuantizer(nn.Module):
         Args:
             layer: the convolution.
             x: [B, Cin, H, W].
-            choice: one-hot over variants [B, variants]; the last variant for all if None.
+            choice: one-hot over variants [B, variants]; the active variant for all if None.
             rounding: with the gradient that is wanted.
         """
         if choice is None:
-            last = len(self.widths) - 1
-            weight = self.quantized_weight(layer.weight, last, rounding)
-            return _convolve(layer, self.grid(last)(x, rounding), weight)
+            weight = self.quantized_weight(layer.weight, self.active, rounding)
+            return _convolve(layer, self.grid(self.active)(x, rounding), weight)
         variants = range(len(self.widths))
         inputs = [grid(x, rounding) for grid in self.grids]
         weights = [self.quantized_weight(layer.weight, v, rounding) for v in variants]
@@ -186,8 +188,8 @@ class SimulatedPass:
     Attributes:
         x_hat: the reconstruction [B, 3, H, W].
         bits: of the stream, [B].
-        weight_bits: mean width of the weights over all multiply-accumulates, [B]. (The cost of
-            bits in the paper is the mean over layers; so a small layer's bits would be as dear.)
+        weight_bits: mean width of the weights of branches, over their multiply-accumulates, [B].
+            (In the paper it is the mean over layers, where a small layer's bits are as dear.)
         choices: of the layers whose width a selector chose: one-hot [B, variants].
     """
 
@@ -252,8 +254,7 @@ class SimulatedTransforms(nn.Module):
 
     def dynamic_layers(self, transform: str) -> list[str]:
         """Names of the layers whose width its selector chooses, in the order of its choices."""
-        first = f"{transform}.{FIRST_LAYERS[transform]}"
-        return [n for n in self.names if n.startswith(f"{transform}.") and n != first]
+        return [f"{transform}.{path}" for path in branch_layers(transform)]
 
     def transform_plans(self, bits: int | None = None) -> dict[str, TransformPlan]:
         """As export takes them.
@@ -275,11 +276,13 @@ class SimulatedTransforms(nn.Module):
         self._quality = quality
         with convolutions_by(self._convolution):
             x_hat, y_bits, z_bits = self.network(x, quality)
-        total = sum(self.costs.values())
+        branches = [name for transform in TRANSFORMS for name in self.dynamic_layers(transform)]
+        total = sum(self.costs[name] for name in branches)
         weight_bits = x.new_zeros(len(x))
-        for name, quantizer in zip(self.names, self.quantizers, strict=True):
-            choice, widths = self._choices.get(name), x.new_tensor(quantizer.widths)
-            bits = widths[-1] if choice is None else choice @ widths
+        for name in branches:
+            quantizer, choice = self.layer(name), self._choices.get(name)
+            widths = x.new_tensor(quantizer.widths)
+            bits = widths[quantizer.active] if choice is None else choice @ widths
             weight_bits = weight_bits + bits * (self.costs[name] / total)
         return SimulatedPass(x_hat, y_bits + z_bits, weight_bits, self._choices)
 
