@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from pycodec.training.data import CropSampler
 from pycodec.training.train import rate_distortion_loss
 
 log = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def fine_tune(
     sampler: CropSampler,
     options: FineTuning,
     report: Callable[[int, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> None:
     """Train the transforms, their scales and offsets, and the selectors if there are any.
 
@@ -84,6 +90,8 @@ def fine_tune(
         sampler: of training crops of ``options.crop``.
         options: of the run.
         report: called after each step with its number and its loss.
+        checkpoint: a file that is written every two minutes and at the end; if it is there, the
+            run goes on from it.
     """
     torch.manual_seed(options.seed)
     network = transforms.network
@@ -100,7 +108,16 @@ def fine_tune(
     rates = [group["lr"] for group in optimizer.param_groups]
     everything = [*weights, *scales, *selectors]
     transforms.train()
-    for step in range(options.steps):
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        transforms.load_state_dict(state["transforms"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        torch.manual_seed(options.seed + first)
+        log.info("resumed %s at step %d", checkpoint, first)
+    saved = time.monotonic()
+    for step in range(first, options.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * options.factor(step)
         transforms.temperature = options.temperature * 0.25 ** (step / options.steps)
@@ -118,7 +135,24 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         if report is not None:
             report(step + 1, loss.item())
+        last = step + 1 == options.steps
+        if checkpoint is not None and (last or time.monotonic() - saved > _SAVE_SECONDS):
+            _save(checkpoint, transforms, optimizer, step + 1)
+            saved = time.monotonic()
     transforms.eval()
+
+
+def _save(
+    path: Path, transforms: SimulatedTransforms, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    state = {
+        "transforms": transforms.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
 
 
 @torch.no_grad()

@@ -1,0 +1,216 @@
+"""What widths and gradients do: static 8, static 4, mixed, dynamic; straight-through, modulated.
+
+Every variant starts from the same calibration of the photo model and is fine-tuned for the same
+steps. Rate (estimated) and distortion are those of pictures that neither calibration nor training
+saw, cut to their middle. BD-rates are against the float network. What is done is kept in --work, so
+that an interrupted run goes on where it was.
+
+    python benchmarks/quantization/ablation.py /work/shared/data/train --steps 300 \
+        --work RUN --json benchmarks/results/quantization_ablation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pycodec.evaluation.bd_rate import bd_rate
+from pycodec.models.photo_network import PhotoNetwork
+from pycodec.models.zoo import DEFAULT_MODEL, WEIGHTS
+from pycodec.quantization.bit_width import WIDTHS
+from pycodec.quantization.fake_quant import round_ste
+from pycodec.quantization.finetune import FineTuning, calibrate_selectors, fine_tune
+from pycodec.quantization.gradient_modulator import round_modulated
+from pycodec.quantization.recipe import (
+    QUALITIES,
+    Plans,
+    by_layer,
+    observe,
+    plan,
+)
+from pycodec.quantization.report import rate_distortion, sensitivity, widths_by_sensitivity
+from pycodec.quantization.simulation import SimulatedTransforms
+from pycodec.training.data import CropSampler, list_pictures, split_pictures
+from pycodec.training.train import load_weights, read_whole
+
+ROUNDINGS = {"straight-through": round_ste, "modulated": round_modulated}
+MEASURED = (5.0, 25.0, 50.0, 75.0, 95.0)
+VARIANTS = (
+    ("static 8", "straight-through"),
+    ("static 4", "straight-through"),
+    ("static 4", "modulated"),
+    ("mixed", "modulated"),
+    ("dynamic", "modulated"),
+    ("static 8", "modulated"),
+    ("mixed", "straight-through"),
+    ("dynamic", "straight-through"),
+)
+
+
+def float_network() -> PhotoNetwork:
+    network = PhotoNetwork()
+    load_weights(network, WEIGHTS / DEFAULT_MODEL)
+    return network.eval()
+
+
+def middles(paths: list[Path], side: int) -> list[Tensor]:
+    pictures = []
+    for path in paths:
+        x = read_whole(path)
+        top, left = ((s - side) // 2 for s in x.shape[2:])
+        if top >= 0 and left >= 0:
+            pictures.append(x[:, :, top : top + side, left : left + side].contiguous())
+    return pictures
+
+
+def kept(path: Path, make):
+    """What ``make`` returns; from ``path`` if it is there."""
+    if path.exists():
+        return torch.load(path, weights_only=False)
+    value = make()
+    temporary = path.with_suffix(".tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+    return value
+
+
+class Ablation:
+    """The common ground of all variants."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        training, held_out = split_pictures(list_pictures(args.folder))
+        # Of the held-out pictures, some choose widths and the others measure.
+        pictures = middles(held_out, args.side)
+        self.choosing, self.measuring = pictures[:2], pictures[2 : 2 + args.pictures]
+        self.training = training
+        self.work = args.work
+        self.work.mkdir(parents=True, exist_ok=True)
+
+        def calibrated() -> Plans:
+            torch.manual_seed(0)
+            sampler = CropSampler(training[::10], 256, seed=3)
+            crops = [sampler.batch(1).float() / 255 for _ in range(args.calibration)]
+            network = float_network()
+            return plan(network, observe(network, crops), WIDTHS, rounded=())
+
+        self.plans = kept(self.work / "plans.pt", calibrated)
+        self.streams = {name: by_width[8].streams for name, by_width in self.plans.items()}
+        self.float = kept(
+            self.work / "float.pt",
+            lambda: rate_distortion(float_network(), self.measuring, MEASURED),
+        )
+
+    @functools.cached_property
+    def mixed(self) -> dict[str, int]:
+        """Widths of the mixed variant, by layer."""
+        return kept(self.work / "mixed.pt", self._choose_widths)
+
+    def _choose_widths(self) -> dict[str, int]:
+        model = self._simulated(WIDTHS)
+        losses = sensitivity(model, self.choosing, (75.0,))
+        branches = {n: losses[n] for n in losses if len(losses[n]) > 1}
+        return widths_by_sensitivity(branches, model.costs, self.args.mean_bits)
+
+    def _simulated(self, widths, rounding: str = "straight-through", dynamic: bool = False):
+        network = float_network()
+        layers = by_layer(self.plans, widths)
+        return SimulatedTransforms(network, layers, self.streams, ROUNDINGS[rounding], dynamic)
+
+    def run(self, kind: str, rounding: str) -> dict:
+        """One variant: before and after its fine-tuning."""
+        args = self.args
+        if kind == "mixed":
+            widths = {name: (bits,) for name, bits in self.mixed.items()}
+        else:
+            widths = {"static 8": (8,), "static 4": (4,), "dynamic": WIDTHS}[kind]
+        model = self._simulated(widths, rounding, dynamic=kind == "dynamic")
+        before = rate_distortion(model, self.measuring, MEASURED)
+        calibrate_selectors(model, self.choosing, QUALITIES)
+        options = FineTuning(
+            steps=args.steps,
+            batch=args.batch,
+            crop=args.crop,
+            learning_rate=args.learning_rate,
+            bits_cost=args.bits_cost,
+        )
+        sampler = CropSampler(self.training[::4], args.crop, seed=1)
+        name = f"{kind}-{rounding}".replace(" ", "-")
+        checkpoint = self.work / f"{name}.pt"
+        began = time.process_time()
+        fine_tune(model, sampler, options, self._report(name), checkpoint=checkpoint)
+        seconds = time.process_time() - began
+        after = rate_distortion(model, self.measuring, MEASURED)
+        total: Counter[int] = Counter()
+        for chosen in after.choices.values():
+            total += chosen
+        result = {
+            "widths": kind,
+            "gradient": rounding,
+            "mean_bits": round(sum(after.bits) / len(after.bits), 3),
+            "bits_range": [round(min(after.bits), 3), round(max(after.bits), 3)],
+            "cpu_seconds": round(seconds, 1),
+        }
+        if total:
+            result["chosen"] = {str(w): n for w, n in sorted(total.items())}
+        for stage, measured in (("calibrated", before), ("fine_tuned", after)):
+            rate = bd_rate(self.float.points, measured.points)
+            result[stage] = {
+                "bd_rate_percent": None if rate is None else round(rate.percent, 3),
+                "loss_percent": round(100 * (measured.cost - self.float.cost), 3),
+                "points": [[round(b, 4), round(p, 3)] for b, p in measured.points],
+            }
+        checkpoint.unlink(missing_ok=True)
+        return result
+
+    def _report(self, name: str):
+        def report(step: int, loss: float) -> None:
+            if step % 20 == 0:
+                print(f"{name}: step {step}, loss {loss:.3f}", flush=True)
+
+        return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="training pictures; one in 50 is held out")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--bits-cost", type=float, default=0.02, help="gamma")
+    parser.add_argument("--mean-bits", type=float, default=6.0, help="of the mixed variant")
+    parser.add_argument("--pictures", type=int, default=8, help="that measure")
+    parser.add_argument("--side", type=int, default=256, help="of what is measured of a picture")
+    parser.add_argument("--calibration", type=int, default=8, help="crops for calibration")
+    parser.add_argument("--work", type=Path, required=True, help="folder of what is done so far")
+    parser.add_argument("--json", type=Path, required=True, help="results so far and at the end")
+    args = parser.parse_args()
+    ablation = Ablation(args)
+    results = []
+    for kind, rounding in VARIANTS:
+        done = ablation.work / f"{kind}-{rounding}.result.pt".replace(" ", "-")
+        results.append(kept(done, lambda k=kind, r=rounding: ablation.run(k, r)))
+        print(json.dumps(results[-1]), flush=True)
+        settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+        summary = {
+            "settings": settings,
+            "qualities": MEASURED,
+            "float": {"points": [[round(b, 4), round(p, 3)] for b, p in ablation.float.points]},
+            "variants": results,
+        }
+        if "mixed" in [result["widths"] for result in results]:
+            summary["mixed_widths"] = ablation.mixed
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
