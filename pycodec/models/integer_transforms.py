@@ -242,8 +242,9 @@ class IntegerTransform:
         name, tensors = step.layer, self._tensors
         dtype = torch.uint8 if step.to_layer else VALUE_DTYPES.get(step.to, torch.int16)
         bits = int(tensors[f"{step.to}.input.bits"]) if step.to_layer else 0
+        packed = tensors.get(f"{name}.weight12")
         return QuantizedConv2d(
-            tensors[f"{name}.weight"],
+            tensors[f"{name}.weight"] if packed is None else unpack_int12(packed),
             tensors[f"{name}.bias"],
             tensors[f"{name}.multiplier"],
             int(tensors[f"{name}.shift"]),
@@ -330,6 +331,29 @@ class _Conversion:
             upper=self.upper,
             backend=backend,
         )
+
+
+def pack_int12(weight: Tensor) -> Tensor:
+    """Weights of 12 bits, two in three bytes, as model files hold them.
+
+    Args:
+        weight: int16 [..., C], -2048 to 2047, C even.
+
+    Returns:
+        uint8 [..., 3 C / 2]: of each pair the low 8 bits of both, then the high 4 bits of both, those
+        of the first in the low half.
+    """
+    bits = weight.int() & 0xFFF
+    first, second = bits[..., ::2], bits[..., 1::2]
+    parts = [first & 255, second & 255, first >> 8 | second >> 8 << 4]
+    return torch.stack(parts, -1).flatten(-2).to(torch.uint8)
+
+
+def unpack_int12(packed: Tensor) -> Tensor:
+    """The inverse of :func:`pack_int12`: int16."""
+    first, second, high = packed.int().unflatten(-1, (-1, 3)).unbind(-1)
+    values = torch.stack([first | (high & 15) << 8, second | high >> 4 << 8], -1).flatten(-2)
+    return ((values ^ 0x800) - 0x800).to(torch.int16)
 
 
 def unshuffle_pixels(x: Tensor) -> Tensor:

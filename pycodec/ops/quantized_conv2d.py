@@ -30,6 +30,8 @@ INPUT_DTYPES = (torch.uint8, torch.int8, torch.int16)
 WEIGHT_DTYPES = (torch.int8, torch.int16, torch.uint8)
 OUTPUT_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 MAX_SHIFT = 62
+MAX_WEIGHT = 2**15 - 129
+"""The largest int16 weight: that many are 256 * high + low, two int8."""
 MAX_UPSCALE = 4
 
 
@@ -96,8 +98,8 @@ def quantized_conv2d(
 
     Args:
         x: uint8, int8 or int16 [N, H, W, Cin], contiguous.
-        weight: int8 or int16 [Cout, kh, kw, Cin], kh and kw odd, contiguous; or of 4 bits, packed:
-            uint8 [Cout, kh, kw, ceil(Cin / 2)], see :func:`pack_int4`.
+        weight: int8 or int16 [Cout, kh, kw, Cin], kh and kw odd, contiguous, at most
+            MAX_WEIGHT; or of 4 bits, packed: uint8 [Cout, kh, kw, ceil(Cin / 2)], see :func:`pack_int4`.
         bias: int32 [Cout], in units of the accumulator.
         multiplier: int32 [Cout].
         shift: 1 to 62, one for the layer.
@@ -206,6 +208,10 @@ def _check_parameters(
             f"{name} must be contiguous int32 [{cout}], not {_describe(values)}",
         )
         _require(values.device == weight.device, f"{name} is on another device than weight")
+    _require(
+        weight.dtype != torch.int16 or int(weight.amax()) <= MAX_WEIGHT,
+        f"weights of 16 bits must be at most {MAX_WEIGHT}",
+    )
     _require(1 <= shift <= MAX_SHIFT, f"shift must be in 1..{MAX_SHIFT}, not {shift}")
     _require(options.out_dtype in OUTPUT_DTYPES, f"out_dtype cannot be {options.out_dtype}")
     _require(options.stride in (1, 2), f"stride must be 1 or 2, not {options.stride}")
@@ -382,7 +388,7 @@ def _cuda(
             out=out.data_ptr(),
             x_shape=tuple(x.shape),
             kernel=tuple(weight.shape[:3]),
-            weight_is_packed=weight.dtype == torch.uint8,
+            weight_bits={torch.uint8: 4, torch.int8: 8, torch.int16: 16}[weight.dtype],
             x_is_signed=x.dtype != torch.uint8,
             x_bytes=x.element_size(),
             out_bytes=out.element_size(),

@@ -24,6 +24,7 @@ from pycodec.models.integer_transforms import (
     Convert,
     Convolve,
     ReadPixels,
+    pack_int12,
 )
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.ops.quantized_conv2d import pack_int4
@@ -59,7 +60,7 @@ class LayerPlan:
 
     Attributes:
         input: its input's grid.
-        weight_bits: 2 to 16; packed two a byte from 4 down, int16 from 9 up.
+        weight_bits: 2 to 16; two a byte from 4 down, two in three bytes from 9 to 12.
         weight_scale: float [Cout], of the weights after input scales were folded in; None: from
             their largest.
         rounded: integers [Cout, Cin, k, k], where rounding was chosen already.
@@ -220,7 +221,7 @@ def _export_layer(
     if least < -(2**31) or most >= 2**31:
         raise CodecError(f"layer {name} could overflow int32 ({least} to {most})")
     made = {
-        f"{name}.weight": pack_int4(packed) if plan.weight_bits <= 4 else packed,
+        **_stored_weight(name, packed, plan.weight_bits),
         f"{name}.bias": bias.contiguous(),
         f"{name}.multiplier": multiplier.contiguous(),
         f"{name}.shift": torch.tensor(shift, dtype=torch.int32),
@@ -228,6 +229,14 @@ def _export_layer(
     if name != "stem" and bool(plan.input.zero_point.any()):
         made[f"{name}.zero_point"] = plan.input.zero_point.to(torch.int16)
     return made
+
+
+def _stored_weight(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
+    if bits <= 4:
+        return {f"{name}.weight": pack_int4(weight)}
+    if NARROW_BITS < bits <= 12 and weight.shape[-1] % 2 == 0:
+        return {f"{name}.weight12": pack_int12(weight)}
+    return {f"{name}.weight": weight}
 
 
 def _export_conversion(
