@@ -23,23 +23,19 @@ import torch
 from torch import Tensor
 
 from pycodec.evaluation.bd_rate import bd_rate
+from pycodec.models.photo import load_photo_model
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.models.zoo import DEFAULT_MODEL, WEIGHTS
 from pycodec.quantization.bit_width import WIDTHS
 from pycodec.quantization.fake_quant import round_ste
 from pycodec.quantization.finetune import FineTuning, calibrate_selectors, fine_tune
 from pycodec.quantization.gradient_modulator import round_modulated
-from pycodec.quantization.recipe import (
-    QUALITIES,
-    Plans,
-    by_layer,
-    observe,
-    plan,
-)
+from pycodec.quantization.photo import Calibration
+from pycodec.quantization.recipe import Plans, by_layer, plan
 from pycodec.quantization.report import rate_distortion, sensitivity, widths_by_sensitivity
 from pycodec.quantization.simulation import SimulatedTransforms
 from pycodec.training.data import CropSampler, list_pictures, split_pictures
-from pycodec.training.train import load_weights, read_whole
+from pycodec.training.train import load_weights, read_scaled, read_whole
 
 ROUNDINGS = {"straight-through": round_ste, "modulated": round_modulated}
 MEASURED = (5.0, 25.0, 50.0, 75.0, 95.0)
@@ -96,11 +92,10 @@ class Ablation:
         self.work.mkdir(parents=True, exist_ok=True)
 
         def calibrated() -> Plans:
-            torch.manual_seed(0)
-            sampler = CropSampler(training[::10], 256, seed=3)
-            crops = [sampler.batch(1).float() / 255 for _ in range(args.calibration)]
-            network = float_network()
-            return plan(network, observe(network, crops), WIDTHS, rounded=())
+            step = max(1, len(training) // args.calibration)
+            pictures = [read_scaled(path) for path in training[::step]][: args.calibration]
+            codec = load_photo_model(WEIGHTS / DEFAULT_MODEL, precision="fp32")
+            return plan(Calibration(codec, pictures), WIDTHS, rounded=())
 
         self.plans = kept(self.work / "plans.pt", calibrated)
         self.streams = {name: by_width[8].streams for name, by_width in self.plans.items()}
@@ -134,7 +129,7 @@ class Ablation:
             widths = {"static 8": (8,), "static 4": (4,), "dynamic": WIDTHS}[kind]
         model = self._simulated(widths, rounding, dynamic=kind == "dynamic")
         before = rate_distortion(model, self.measuring, MEASURED)
-        calibrate_selectors(model, self.choosing, QUALITIES)
+        calibrate_selectors(model, self.choosing, MEASURED)
         options = FineTuning(
             steps=args.steps,
             batch=args.batch,
@@ -190,7 +185,7 @@ def main() -> None:
     parser.add_argument("--mean-bits", type=float, default=6.0, help="of the mixed variant")
     parser.add_argument("--pictures", type=int, default=8, help="that measure")
     parser.add_argument("--side", type=int, default=256, help="of what is measured of a picture")
-    parser.add_argument("--calibration", type=int, default=8, help="crops for calibration")
+    parser.add_argument("--calibration", type=int, default=16, help="pictures for calibration")
     parser.add_argument("--work", type=Path, required=True, help="folder of what is done so far")
     parser.add_argument("--json", type=Path, required=True, help="results so far and at the end")
     args = parser.parse_args()

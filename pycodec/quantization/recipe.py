@@ -1,35 +1,32 @@
 """From a trained photo network to plans of its integer transforms, for export and for training.
 
-The first step of quantization: pictures go through the float network, and what its layers see gives
-grids and rounded weights (``calibration.py``). ``simulation.py`` trains on from there.
+The first step of quantization: pictures go through the float codec, and what its layers see gives
+grids and rounded weights (``photo.py``). ``simulation.py`` trains on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pycodec.errors import InputError
 from pycodec.models.integer_transforms import PROGRAMS, Convert, Convolve, ReadPixels
+from pycodec.models.photo import TRANSFORMS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.quantization.calibration import (
-    Observer,
     default_weight_bits,
     plan_transform,
     round_weights,
-    stream_peaks,
 )
+from pycodec.quantization.photo import Calibration
 from pycodec.quantization.transforms import LayerPlan, TransformPlan
 from pycodec.training.data import list_pictures
-from pycodec.training.train import read_whole
-
-TRANSFORMS = ("analysis", "hyper_analysis", "synthesis")
-QUALITIES = (5.0, 50.0, 95.0)
+from pycodec.training.train import read_scaled
 
 Plans = dict[str, dict[int, TransformPlan]]
 """For each transform, for each width, a plan with its :func:`branch_layers` in this width."""
@@ -68,71 +65,27 @@ def layers_of_pixels(transform: str) -> set[str]:
     return {step.layer for step in PROGRAMS[transform] if isinstance(step, ReadPixels)}
 
 
-def calibration_pictures(folder: Path, count: int, side: int = 256) -> list[Tensor]:
-    """The middle of some of a folder's pictures, spread over it: float [1, 3, H, W].
+def calibration_pictures(folder: Path, count: int) -> list[np.ndarray]:
+    """Some of a folder's pictures, spread over it: uint8 [H, W, 3].
 
     Args:
         folder: searched deeply.
         count: at most so many.
-        side: at most, in pixels; sides are multiples of 64.
 
     Raises:
         InputError: there is no picture of 64 by 64 pixels or more.
     """
     paths = list_pictures(folder)
-    pictures = []
-    for path in paths[:: max(1, len(paths) // count)]:
-        x = read_whole(path)
-        height, width = (min(side, s) for s in x.shape[2:])
-        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
-        if height and width and len(pictures) < count:
-            pictures.append(x[:, :, top : top + height, left : left + width])
+    pictures = [read_scaled(path) for path in paths[:: max(1, len(paths) // count)][:count]]
+    pictures = [p for p in pictures if min(p.shape[:2]) >= 64]
     if not pictures:
-        raise InputError(f"calibration needs pictures of 64 x 64 pixels or more; {folder} has none")
+        raise InputError(f"calibration needs pictures of 86 x 86 pixels or more; {folder} has none")
     return pictures
 
 
-@dataclass
-class Observed:
-    """What calibration saw of a transform: its layers' inputs, and the peaks of its streams."""
-
-    inputs: Observer
-    peaks: dict[str, Tensor]
-
-
 @torch.no_grad()
-def observe(
-    network: PhotoNetwork, pictures: Sequence[Tensor], qualities: Sequence[float] = QUALITIES
-) -> dict[str, Observed]:
-    """Run the float network, in evaluation mode, on pictures [1, 3, H, W] at each quality."""
-    count = len(pictures) * len(qualities)
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in TRANSFORMS}
-    observers = {name: Observer(getattr(network, name), count) for name in TRANSFORMS}
-    handles = [
-        getattr(network, name).register_forward_pre_hook(
-            lambda _, inputs, name=name: calls[name].append(inputs)
-        )
-        for name in TRANSFORMS
-    ]
-    try:
-        for quality in qualities:
-            for picture in pictures:
-                with ExitStack() as watching:
-                    for observer in observers.values():
-                        watching.enter_context(observer.watching())
-                    network(picture, torch.tensor([quality]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        name: Observed(observers[name], stream_peaks(name, getattr(network, name), calls[name]))
-        for name in TRANSFORMS
-    }
-
-
 def plan(
-    network: PhotoNetwork,
-    observed: Mapping[str, Observed],
+    calibration: Calibration,
     widths: Sequence[int] = (8,),
     method: str = "mse",
     rounded: Sequence[int] | None = None,
@@ -140,17 +93,17 @@ def plan(
     """Plans of all transforms in each of ``widths``.
 
     Args:
-        network: that was observed.
-        observed: of :func:`observe`.
+        calibration: of the photo model.
         widths: bits of the weights of :func:`branch_layers`; others have what they need.
         method: of the grids: ``minmax``, ``percentile`` or ``mse``.
         rounded: the widths in which weights are rounded for their inputs, which takes a while; by
             default all.
     """
     plans: Plans = {}
-    for name, seen in observed.items():
+    for name, module in calibration.modules.items():
         branches = set(branch_layers(name))
-        grids = plan_transform(name, seen.inputs, seen.peaks, method=method)
+        observer = calibration.observers[name]
+        grids = plan_transform(name, observer, calibration.streams[name], method=method)
         plans[name] = {}
         for bits in widths:
             layers = {
@@ -158,9 +111,9 @@ def plan(
                 for path, layer in grids.layers.items()
             }
             plans[name][bits] = TransformPlan(layers, grids.streams)
-            set_weight_scales(getattr(network, name), plans[name][bits])
+            set_weight_scales(module, plans[name][bits])
             if rounded is None or bits in rounded:
-                round_weights(name, getattr(network, name), seen.inputs, plans[name][bits])
+                round_weights(name, module, observer, plans[name][bits])
     return plans
 
 

@@ -258,7 +258,7 @@ class Trainer:
         """Write the model folder; its tables and dead zones are fitted to training pictures."""
         self.batches.close()
         step = max(1, len(self.training) // 48)
-        pictures = [_read_scaled(path) for path in self.training[::step]]
+        pictures = [read_scaled(path) for path in self.training[::step]]
         finalize(self.network, pictures, folder, report)
         return folder
 
@@ -346,7 +346,7 @@ def _tensorboard(out: Path):
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _read_scaled(path: Path) -> np.ndarray:
+def read_scaled(path: Path) -> np.ndarray:
     """A picture scaled down by 0.75, which removes the artefacts of its source: uint8 [H, W, 3]."""
     with Image.open(path) as image:
         picture = image.convert("RGB")
@@ -356,7 +356,7 @@ def _read_scaled(path: Path) -> np.ndarray:
 
 def read_whole(path: Path) -> Tensor:
     """A held-out picture, cut to multiples of 64, perhaps to nothing: float [1, 3, H, W]."""
-    pixels = _read_scaled(path)
+    pixels = read_scaled(path)
     height, width = (side // 64 * 64 for side in pixels.shape[:2])
     tensor = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
     return tensor.contiguous(memory_format=torch.channels_last)

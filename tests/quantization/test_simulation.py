@@ -10,6 +10,7 @@ from torch import nn
 
 from pycodec.models.blocks import convolutions_by
 from pycodec.models.integer_transforms import IntegerTransform
+from pycodec.models.photo import TRANSFORMS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.bit_width import WIDTHS
@@ -21,7 +22,8 @@ from pycodec.quantization.finetune import (
     quantization_loss,
 )
 from pycodec.quantization.gradient_modulator import round_modulated
-from pycodec.quantization.recipe import TRANSFORMS, Plans, by_layer, named_layers, observe, plan
+from pycodec.quantization.photo import Calibration
+from pycodec.quantization.recipe import Plans, by_layer, named_layers, plan
 from pycodec.quantization.simulation import (
     LayerQuantizer,
     LearnedGrid,
@@ -31,15 +33,13 @@ from pycodec.quantization.simulation import (
 from pycodec.quantization.transforms import ActivationGrid, LayerPlan, export_transform
 from pycodec.training.train import rate_distortion_loss
 
-from ..networks import SMALL, quantized_network
+from ..networks import SMALL, quantized_network, random_codec
 
 
 @pytest.fixture(scope="module")
 def plans() -> Plans:
-    torch.manual_seed(4)
-    network = quantized_network(4)
-    observed = observe(network, [torch.rand(1, 3, 64, 64)], (10.0, 90.0))
-    return plan(network, observed, WIDTHS, rounded=())
+    pictures = np.random.default_rng(4).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    return plan(Calibration(random_codec(4, precision="fp32"), list(pictures)), WIDTHS, rounded=())
 
 
 def simulated(plans: Plans, widths: tuple[int, ...], dynamic: bool = False) -> SimulatedTransforms:
