@@ -1,4 +1,5 @@
-"""The command line: encode, decode, info, eval, demo, batch, train and train-lossless.
+"""The command line: encode, decode, info, eval, demo, batch, train, quantize
+and train-lossless.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -45,6 +46,7 @@ _PIPE = "-"
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
+    "quantize": ("pycodec.quantization.cli", "integers for the transforms of a photo model"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
 }
 

@@ -161,27 +161,42 @@ def by_layer(
     return chosen
 
 
-@torch.no_grad()
-def start_rounded(network: PhotoNetwork, plans: Mapping[str, Mapping[int, LayerPlan]]) -> None:
-    """Give the layers the weights and biases that calibration chose for their widest variant.
+def assemble(plans: Plans, widths: Mapping[str, int]) -> dict[str, TransformPlan]:
+    """One plan for each transform, with a width for each layer of its branches, by name."""
+    layers = by_layer(plans, {name: (bits,) for name, bits in widths.items()})
+    return {
+        transform: TransformPlan(
+            {
+                name.split(".", 1)[1]: replace(next(iter(variants.values())))
+                for name, variants in layers.items()
+                if name.startswith(f"{transform}.")
+            },
+            next(iter(by_width.values())).streams,
+        )
+        for transform, by_width in plans.items()
+    }
 
-    Training starts from them, and export rounds back to them if they are not trained.
+
+@torch.no_grad()
+def start_rounded(network: PhotoNetwork, chosen: Mapping[str, TransformPlan]) -> None:
+    """Give the layers the weights and biases that calibration chose, for training to go on from.
 
     Args:
         network: changed.
-        plans: of :func:`by_layer`.
+        chosen: plan of each transform; layers whose rounding was not chosen stay as they are.
     """
     for name, layer in named_layers(network).items():
-        chosen = plans[name][max(plans[name])]
-        if chosen.rounded is None or chosen.weight_scale is None:
+        transform, path = name.split(".", 1)
+        layer_plan = chosen[transform].layers[path]
+        if layer_plan.rounded is None or layer_plan.weight_scale is None:
             continue
-        unit = chosen.weight_scale.view(-1, 1, 1, 1) / chosen.input.scale.view(1, -1, 1, 1)
-        weight = chosen.rounded * unit
-        if name.split(".", 1)[1] in layers_of_pixels(name.split(".")[0]):
+        unit = layer_plan.weight_scale.view(-1, 1, 1, 1) / layer_plan.input.scale.view(1, -1, 1, 1)
+        weight = layer_plan.rounded * unit
+        if path in layers_of_pixels(transform):
             weight = torch_order(weight)
         layer.weight.copy_(weight)
-        if chosen.bias is not None:
-            layer.bias.copy_(chosen.bias)
+        if layer_plan.bias is not None:
+            layer.bias.copy_(layer_plan.bias)
 
 
 def torch_order(weight: Tensor) -> Tensor:

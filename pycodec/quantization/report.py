@@ -164,8 +164,9 @@ class LayerReport:
 
 
 def weight_bytes(weights: int, width: int) -> int:
-    """Of so many weights in the file: two a byte to 4 bits, two bytes each from 9."""
-    return -(-weights // 2) if width <= 4 else weights if width <= 8 else 2 * weights
+    """Of so many weights in the file: two a byte to 4 bits, two in three bytes from 9 to 12."""
+    units = 1 if width <= 4 else 2 if width <= 8 else 3 if width <= 12 else 4
+    return -(-weights * units // 2)
 
 
 def layer_reports(
@@ -205,7 +206,7 @@ def write_report(folder: Path, rows: Sequence[LayerReport]) -> None:
     """Write ``layers.csv``, ``layers.md`` and ``layers.png``.
 
     Raises:
-        InputError: matplotlib is missing.
+        CodecError: matplotlib is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     widths = sorted({w for row in rows for w in (*row.bits, *row.loss_percent)})

@@ -13,7 +13,7 @@ writes it, whoever reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,12 @@ from pycodec.quantization.recipe import (
     layers_of_pixels,
     named_layers,
 )
-from pycodec.quantization.transforms import ActivationGrid, LayerPlan, TransformPlan
+from pycodec.quantization.transforms import (
+    ActivationGrid,
+    LayerPlan,
+    TransformPlan,
+    export_transform,
+)
 
 Rounding = Callable[[Tensor], Tensor]
 FIRST_LAYERS = {"analysis": "stem", "synthesis": "head"}
@@ -168,6 +173,15 @@ class LayerQuantizer(nn.Module):
             seen = sum(i * p for i, p in zip(one, picked, strict=True)) if len(one) > 1 else one[0]
             results.append(_convolve(layer, seen, weight))
         return torch.cat(results)
+
+    def keep(self, widths: Collection[int]) -> None:
+        """Forget the other variants."""
+        kept = [v for v, width in enumerate(self.widths) if width in widths]
+        if self.own_grids:
+            self.grids = nn.ModuleList(self.grids[v] for v in kept)
+        self.log_weight_scales = nn.ParameterList(self.log_weight_scales[v] for v in kept)
+        self.widths = tuple(self.widths[v] for v in kept)
+        self.active = len(kept) - 1
 
     def plans(self) -> dict[int, LayerPlan]:
         """As export takes them, by bits of the weights."""
@@ -321,3 +335,50 @@ def multiply_accumulates(network: PhotoNetwork) -> dict[str, float]:
         network.hyper_analysis(y, quality)
         network.synthesis(y, quality)
     return {name: found[name] for name in names.values()}
+
+
+def drop_unused_variants(model: SimulatedTransforms, chosen: Mapping[str, Collection[int]]) -> None:
+    """Keep the variants that some picture chose, and the widest, which is what `L` is in a file.
+
+    Args:
+        model: dynamic; its selectors no longer choose what is dropped.
+        chosen: widths that were chosen, by layer.
+    """
+    for transform, selector in model.selectors.items():
+        for row, name in enumerate(model.dynamic_layers(transform)):
+            quantizer = model.layer(name)
+            kept = {*chosen[name], max(quantizer.widths)}
+            quantizer.keep(kept)
+            selector.allowed[row] = torch.tensor([width in kept for width in WIDTHS])
+
+
+@torch.no_grad()
+def export(model: SimulatedTransforms) -> dict[str, Tensor]:
+    """The integers of all transforms, as ``save_integers`` takes them.
+
+    Layers ``L`` have their widest variant; the tensors of a narrower one are named ``L@6.weight``
+    and so on. The selectors' tensors, in float, begin with ``selector.``: only encoders need them.
+
+    Raises:
+        CodecError: an accumulator could overflow, or scales are too far apart for integers.
+    """
+    tensors: dict[str, Tensor] = {}
+    for bits in (None, *WIDTHS):
+        for transform, transform_plan in model.transform_plans(bits).items():
+            module = getattr(model.network, transform)
+            made = export_transform(transform, module, transform_plan)
+            if bits is None:
+                tensors |= {f"{transform}.{key}": tensor for key, tensor in made.items()}
+                continue
+            for name in model.dynamic_layers(transform):
+                path, widths = name.split(".", 1)[1], model.layer(name).widths
+                if bits in widths[:-1]:
+                    tensors |= {
+                        f"{name}@{bits}.{key.removeprefix(f'{path}.')}": tensor
+                        for key, tensor in made.items()
+                        if key.startswith(f"{path}.")
+                    }
+    for transform, selector in model.selectors.items():
+        for key, tensor in selector.state_dict().items():
+            tensors[f"selector.{transform}.{key}"] = tensor
+    return tensors
