@@ -340,9 +340,7 @@ def encoding_model(
     return codec
 
 
-def _loaded(
-    model: Model, device: str | None, precision: str | None
-) -> PhotoCodec | LosslessCodec:
+def _loaded(model: Model, device: str | None, precision: str | None) -> PhotoCodec | LosslessCodec:
     if not isinstance(model, CODECS):
         return load_model(model, device, precision)
     if precision is not None and precision != getattr(model, "precision", None):

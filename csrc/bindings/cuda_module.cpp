@@ -57,8 +57,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("bias"), py::arg("multiplier"), py::arg("zero_point"), py::arg("residual"),
         py::arg("out"), py::arg("x_shape"), py::arg("kernel"), py::arg("weight_bits"),
         py::arg("x_is_signed"), py::arg("x_bytes"), py::arg("out_bytes"), py::arg("stride"),
-        py::arg("upscale"), py::arg("shift"), py::arg("lower"), py::arg("upper"),
-        py::arg("stream"),
+        py::arg("upscale"), py::arg("shift"), py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
   bind_cuda_pseudocylindrical(m);
   bind_cuda_rans(m);

@@ -56,9 +56,12 @@ QuantizedConv2d make_conv(const py::array& weight, const Int32Array& bias,
     throw std::invalid_argument("weight must be [out_channels, height, width, in_channels]");
   }
   const auto values = py::array_t<std::int16_t, kDense | py::array::forcecast>::ensure(weight);
-  const QuantizedConv2d::Shape shape = {dimension(weight, 0), dimension(weight, 1),
-                                        dimension(weight, 2), dimension(weight, 3),
-                                        stride,               upscale};
+  const QuantizedConv2d::Shape shape = {dimension(weight, 0),
+                                        dimension(weight, 1),
+                                        dimension(weight, 2),
+                                        dimension(weight, 3),
+                                        stride,
+                                        upscale};
   for (const Int32Array* per_channel : {&bias, &multiplier}) {
     if (per_channel->ndim() != 1 || per_channel->shape(0) != shape.out_channels) {
       throw std::invalid_argument("bias and multiplier need one value for each output channel");
@@ -106,10 +109,11 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
 }  // namespace
 
 void bind_quantized_conv2d(py::module_& m) {
-  py::class_<QuantizedConv2d, std::shared_ptr<QuantizedConv2d>>(m, "QuantizedConv2d",
-                              "An integer convolution with its weights packed for the SIMD level "
-                              "in force when it was made.\n"
-                              "The definition is pycodec.ops.quantized_conv2d; arrays are NumPy's.")
+  py::class_<QuantizedConv2d, std::shared_ptr<QuantizedConv2d>>(
+      m, "QuantizedConv2d",
+      "An integer convolution with its weights packed for the SIMD level "
+      "in force when it was made.\n"
+      "The definition is pycodec.ops.quantized_conv2d; arrays are NumPy's.")
       .def(py::init(&make_conv), py::arg("weight"), py::arg("bias"), py::arg("multiplier"),
            py::arg("shift"), py::arg("out_dtype"), py::arg("relu") = false, py::arg("stride") = 1,
            py::arg("upscale") = 1, py::arg("bits") = 0,

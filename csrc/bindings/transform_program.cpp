@@ -45,7 +45,8 @@ py::array run_program(const TransformProgram& program, const py::array& x,
   if (x.ndim() != 3 || x.size() == 0 || !(x.flags() & kDense)) {
     throw std::invalid_argument("the input must be [height, width, channels], contiguous");
   }
-  if (x.shape(2) > std::numeric_limits<int>::max()) throw std::invalid_argument("too many channels");
+  if (x.shape(2) > std::numeric_limits<int>::max())
+    throw std::invalid_argument("too many channels");
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   std::vector<RequantizeParameters> made;
   for (const Parameters& p : parameters) made.push_back(parameters_of(p));
@@ -64,8 +65,8 @@ py::array run_program(const TransformProgram& program, const py::array& x,
 }
 
 py::array requantize(const py::array& x, const Int32Array& multiplier, const Int64Array& offset,
-                     int shift, std::int32_t lower, std::int32_t upper,
-                     const py::object& out_dtype, int threads) {
+                     int shift, std::int32_t lower, std::int32_t upper, const py::object& out_dtype,
+                     int threads) {
   const OutputType from = pycodec::output_type_of(x.dtype(), "x");
   if (from != OutputType::kInt16 && from != OutputType::kInt32) {
     throw std::invalid_argument("x must be int16 or int32");
@@ -78,8 +79,7 @@ py::array requantize(const py::array& x, const Int32Array& multiplier, const Int
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   const OutputType type = pycodec::output_type_of(py::dtype::from_args(out_dtype), "out_dtype");
   if (type == OutputType::kInt32) throw std::invalid_argument("out_dtype cannot be int32");
-  py::array out(pycodec::dtype_of(type),
-                std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  py::array out(pycodec::dtype_of(type), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   const void* source = x.data();
   void* target = out.mutable_data();
   const std::int64_t pixels = x.size() / channels;

@@ -175,8 +175,8 @@ FrameShape QuantizedConv2d::frame_shape(InputType type, std::int64_t batch, std:
 
 std::size_t QuantizedConv2d::frame_bytes(const FrameShape& frame) const {
   // Kernels may read, but do not use, what follows the last window.
-  const std::size_t beyond = (kernel_.tile_in_row ? 32 : 0) * shape_.stride * frame.pixel_bytes() +
-                             kernel_.row_bytes;
+  const std::size_t beyond =
+      (kernel_.tile_in_row ? 32 : 0) * shape_.stride * frame.pixel_bytes() + kernel_.row_bytes;
   return frame.planes() * frame.plane_bytes() + beyond;
 }
 
@@ -187,8 +187,7 @@ QuantizedConv2d::Target QuantizedConv2d::dense_target(void* out, const std::int1
   const std::int64_t position =
       std::int64_t{shape_.out_channels} / area * output_bytes(output_.type);
   const std::int64_t row = out_size(width) * shape_.upscale * position;
-  return {static_cast<std::uint8_t*>(out), output_.type,
-          position,                        row,
+  return {static_cast<std::uint8_t*>(out),         output_.type, position, row,
           out_size(height) * shape_.upscale * row, residual};
 }
 
@@ -200,8 +199,7 @@ void QuantizedConv2d::run(const void* x, InputType type, std::int64_t batch, std
   const FrameWriter writer(frame, zero_point_);
   AlignedBuffer padded(frame_bytes(frame));
   const std::int64_t padded_height = height + 2 * frame.margin_y;
-  const std::int64_t source_row =
-      width * shape_.in_channels * (type == InputType::kInt16 ? 2 : 1);
+  const std::int64_t source_row = width * shape_.in_channels * (type == InputType::kInt16 ? 2 : 1);
   parallel_for(batch * padded_height, threads, [&](std::int64_t row) {
     const std::int64_t y = row % padded_height - frame.margin_y;
     const bool inside = y >= 0 && y < height;
@@ -217,10 +215,9 @@ void QuantizedConv2d::run_frame(const std::uint8_t* data, const FrameShape& fram
   const std::vector<std::int32_t>* bias = &bias_;
   if (kernel_.value_bytes == 1 && frame.type == InputType::kInt8) bias = &bias_for_int8_;
   if (kernel_.value_bytes == 1 && frame.type == InputType::kInt16) bias = &bias_for_int16_;
-  const ConvLayer layer = {shape_.out_channels,  vectors_,           shape_.kernel_height,
-                           row_groups(),         weights_.data(),    weight_planes_,
-                           weight_plane_bytes(), bias->data(),
-                           multiplier_.data(),   requantization_,    target.type};
+  const ConvLayer layer = {shape_.out_channels, vectors_,        shape_.kernel_height, row_groups(),
+                           weights_.data(),     weight_planes_,  weight_plane_bytes(), bias->data(),
+                           multiplier_.data(),  requantization_, target.type};
 
   std::int64_t batch = frame.batch, height = out_size(frame.height), width = out_size(frame.width);
   const std::int64_t upscale = shape_.upscale;
@@ -271,8 +268,8 @@ void QuantizedConv2d::run_frame(const std::uint8_t* data, const FrameShape& fram
       outs[i] = upscale > 1 ? patches.data() + i * patch_bytes : place();
       if (target.residual) residuals[i] = target.residual + (first + i) * shape_.out_channels;
     }
-    kernel_.run(layer, {windows, count, frame.row_bytes(), frame.planes(), frame.plane_bytes(), outs,
-                        target.residual ? residuals : nullptr});
+    kernel_.run(layer, {windows, count, frame.row_bytes(), frame.planes(), frame.plane_bytes(),
+                        outs, target.residual ? residuals : nullptr});
     if (upscale == 1) return;
     const std::int64_t run_bytes = patch_bytes / upscale;  // of one row of a patch
     x = first % width, y = first / width % height, image = first / width / height;

@@ -35,13 +35,13 @@ class QuantizedConv2d {
   };
 
   // weight: [out_channels][kernel_height][kernel_width][in_channels], all in the range of int8
-  // unless wide; bias and multiplier: one a channel; zero_point: what the input is outside the picture, one a channel, or empty for 0.
-  // Throws std::invalid_argument for even kernels, empty dimensions, shifts outside 1..62, strides
-  // other than 1 and 2, and channels that do not make up patches of upscale by upscale.
+  // unless wide; bias and multiplier: one a channel; zero_point: what the input is outside the
+  // picture, one a channel, or empty for 0. Throws std::invalid_argument for even kernels, empty
+  // dimensions, shifts outside 1..62, strides other than 1 and 2, and channels that do not make up
+  // patches of upscale by upscale.
   QuantizedConv2d(const Shape& shape, const std::int16_t* weight, bool wide,
                   const std::int32_t* bias, const std::int32_t* multiplier, int shift,
-                  const Output& output,
-                  std::vector<std::int16_t> zero_point);
+                  const Output& output, std::vector<std::int16_t> zero_point);
 
   const Shape& shape() const { return shape_; }
   const Output& output() const { return output_; }
@@ -76,8 +76,8 @@ class QuantizedConv2d {
   int vectors_;        // of output channels
   int weight_planes_;  // see ConvLayer
   AlignedBuffer weights_;
-  std::vector<std::int32_t> bias_;            // padded to whole vectors, like the multipliers
-  std::vector<std::int32_t> bias_for_int8_;   // makes up for what frames of bytes add to inputs
+  std::vector<std::int32_t> bias_;           // padded to whole vectors, like the multipliers
+  std::vector<std::int32_t> bias_for_int8_;  // makes up for what frames of bytes add to inputs
   std::vector<std::int32_t> bias_for_int16_;
   std::vector<std::int32_t> multiplier_;
   std::vector<std::int16_t> zero_point_;

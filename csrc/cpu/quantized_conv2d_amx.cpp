@@ -113,9 +113,9 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
       const int left = tile.positions - position;
       const int positions = left < kBlockPositions ? left : kBlockPositions;
       const bool both = positions > kTileRows;
-      const auto block =
-          both ? vectors == 2 ? run_block<true, true> : run_block<true, false>
-               : vectors == 2 ? run_block<false, true> : run_block<false, false>;
+      const auto block = both ? vectors == 2 ? run_block<true, true> : run_block<true, false>
+                         : vectors == 2 ? run_block<false, true>
+                                        : run_block<false, false>;
       block(layer, tile, tile.windows[position], stride, weights, sums);
       for (int v = 0; v < vectors; ++v) {
         for (int p = 0; p < positions; ++p) {
@@ -133,7 +133,7 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
 
 }  // namespace
 
-const ConvKernel kConvKernelAmx = {"amx",  1,    kGroup, kLanes, kMaxChunkVectors, kTileBytes,
-                                   kTilePositions, true, run};
+const ConvKernel kConvKernelAmx = {
+    "amx", 1, kGroup, kLanes, kMaxChunkVectors, kTileBytes, kTilePositions, true, run};
 
 }  // namespace pycodec

@@ -37,7 +37,8 @@ struct Requantizer {
       const __m512i x = _mm512_mask_blend_epi32(0xAAAA, evens, _mm512_slli_epi64(odds, 32));
       return _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(x, residual), lower), upper);
     }
-    evens = clamp64(_mm512_add_epi64(evens, _mm512_srai_epi64(_mm512_slli_epi64(residual, 32), 32)));
+    evens =
+        clamp64(_mm512_add_epi64(evens, _mm512_srai_epi64(_mm512_slli_epi64(residual, 32), 32)));
     odds = clamp64(_mm512_add_epi64(odds, _mm512_srai_epi64(residual, 32)));
     return _mm512_mask_blend_epi32(0xAAAA, evens, _mm512_slli_epi64(odds, 32));
   }
@@ -77,9 +78,9 @@ struct Epilogue {
 
   void operator()(const Requantizer& requantize, __m512i products, int position) const {
     const __m512i residual =
-        residuals ? _mm512_cvtepi16_epi32(
-                        _mm256_maskz_loadu_epi16(mask, residuals[position] + channel))
-                  : _mm512_setzero_si512();
+        residuals
+            ? _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, residuals[position] + channel))
+            : _mm512_setzero_si512();
     store(type, outs[position], channel, mask,
           requantize(_mm512_add_epi32(products, bias), multiplier, residual));
   }

@@ -93,9 +93,9 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
 
 }  // namespace
 
-const ConvKernel kConvKernelAvx512Vnni = {
-    "avx512vnni", 1, 4, kLanes, kMaxChunkVectors, kGroupBytes, 24, false, run<false>};
-const ConvKernel kConvKernelAvx512VnniWide = {
-    "avx512vnni", 2, 2, kLanes, kMaxChunkVectors, kGroupBytes, 24, false, run<true>};
+const ConvKernel kConvKernelAvx512Vnni = {"avx512vnni", 1,  4,     kLanes,    kMaxChunkVectors,
+                                          kGroupBytes,  24, false, run<false>};
+const ConvKernel kConvKernelAvx512VnniWide = {"avx512vnni", 2,  2,     kLanes,   kMaxChunkVectors,
+                                              kGroupBytes,  24, false, run<true>};
 
 }  // namespace pycodec

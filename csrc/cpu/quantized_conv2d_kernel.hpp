@@ -48,10 +48,10 @@ struct ConvLayer {
 struct ConvTile {
   const std::uint8_t* const* windows;  // where the window of each position starts
   int positions;
-  std::int64_t row_stride;            // bytes from one window row to the next
-  int planes;                         // 2 where inputs are int16 and the kernel reads bytes
-  std::int64_t plane_stride;          // bytes from a window to the same of the low bytes
-  std::uint8_t* const* outs;          // where the channels of each position go
+  std::int64_t row_stride;               // bytes from one window row to the next
+  int planes;                            // 2 where inputs are int16 and the kernel reads bytes
+  std::int64_t plane_stride;             // bytes from a window to the same of the low bytes
+  std::uint8_t* const* outs;             // where the channels of each position go
   const std::int16_t* const* residuals;  // what is added to them; null if nothing is
 };
 

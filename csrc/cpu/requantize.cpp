@@ -35,8 +35,8 @@ void RequantizeParameters::check() const {
 }
 
 RequantizeLayer RequantizeParameters::layer() const {
-  return {static_cast<int>(multiplier.size()), multiplier.data(), offset.data(), shift, lower,
-          upper};
+  return {
+      static_cast<int>(multiplier.size()), multiplier.data(), offset.data(), shift, lower, upper};
 }
 
 void requantize(const RequantizeParameters& parameters, const void* x, bool wide,
@@ -45,14 +45,13 @@ void requantize(const RequantizeParameters& parameters, const void* x, bool wide
   const RequantizeLayer layer = parameters.layer();
   const RequantizeKernel kernel = requantize_kernel();
   const std::int64_t pixel_bytes = std::int64_t{layer.channels} * output_bytes(type);
-  const auto store =
-      type == OutputType::kInt16 ? RequantizeStore::kInt16 : RequantizeStore::kBytes;
+  const auto store = type == OutputType::kInt16 ? RequantizeStore::kInt16 : RequantizeStore::kBytes;
   parallel_for((pixels + kTaskPixels - 1) / kTaskPixels, threads, [&](std::int64_t task) {
     const std::int64_t first = task * kTaskPixels;
-    kernel(layer, {static_cast<const std::uint8_t*>(x) + first * layer.channels * input_bytes(wide),
-                   wide, std::min(kTaskPixels, pixels - first),
-                   static_cast<std::uint8_t*>(out) + first * pixel_bytes, pixel_bytes, 0, store,
-                   0});
+    kernel(layer,
+           {static_cast<const std::uint8_t*>(x) + first * layer.channels * input_bytes(wide), wide,
+            std::min(kTaskPixels, pixels - first),
+            static_cast<std::uint8_t*>(out) + first * pixel_bytes, pixel_bytes, 0, store, 0});
   });
 }
 
@@ -74,9 +73,8 @@ void requantize_to_frame(RequantizeKernel kernel, const RequantizeParameters& pa
     if (y < 0 || y >= shape.height) return;
     const std::int64_t source = (r / padded_height * shape.height + y) * row_values;
     std::uint8_t* out = frame + r * shape.row_bytes() + shape.margin_x * shape.pixel_bytes();
-    kernel(layer,
-           {static_cast<const std::uint8_t*>(x) + source * input_bytes(wide), wide, shape.width,
-            out, shape.pixel_bytes(), shape.plane_bytes(), store, flip});
+    kernel(layer, {static_cast<const std::uint8_t*>(x) + source * input_bytes(wide), wide,
+                   shape.width, out, shape.pixel_bytes(), shape.plane_bytes(), store, flip});
   });
 }
 

@@ -30,16 +30,14 @@ void run_channels(const RequantizeLayer& layer, const RequantizeRow& row, int ch
   std::uint8_t* out = row.out;
   for (std::int64_t p = 0; p < row.pixels; ++p, out += row.pixel_bytes) {
     const std::int64_t index = p * layer.channels;
-    const __m512i x =
-        row.wide ? _mm512_maskz_loadu_epi32(mask, x32 + index)
-                 : _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, x16 + index));
+    const __m512i x = row.wide ? _mm512_maskz_loadu_epi32(mask, x32 + index)
+                               : _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, x16 + index));
     const __m512i evens = half(x, multiplier, even_offset);
     const __m512i odds = half(_mm512_srli_epi64(x, 32), odd_multiplier, odd_offset);
     const __m512i value = _mm512_mask_blend_epi32(0xAAAA, evens, _mm512_slli_epi64(odds, 32));
     switch (row.store) {
       case RequantizeStore::kBytes:
-        _mm_mask_storeu_epi8(out + channel, mask,
-                             _mm_xor_si128(_mm512_cvtepi32_epi8(value), flip));
+        _mm_mask_storeu_epi8(out + channel, mask, _mm_xor_si128(_mm512_cvtepi32_epi8(value), flip));
         break;
       case RequantizeStore::kPlanes: {
         const __m512i high =

@@ -11,8 +11,9 @@ void run(const RequantizeLayer& layer, const RequantizeRow& row) {
     for (int c = 0; c < layer.channels; ++c) {
       const std::int64_t value =
           (std::int64_t{x[c]} * layer.multiplier[c] + layer.offset[c]) >> layer.shift;
-      const std::int64_t clamped =
-          value < layer.lower ? layer.lower : value > layer.upper ? layer.upper : value;
+      const std::int64_t clamped = value < layer.lower   ? layer.lower
+                                   : value > layer.upper ? layer.upper
+                                                         : value;
       store_requantized(row, out, c, static_cast<std::int32_t>(clamped));
     }
   }

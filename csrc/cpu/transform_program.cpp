@@ -131,7 +131,8 @@ TransformProgram::Sizes TransformProgram::sizes(const Shape& input) const {
         const Shape& from = found.values[step.other];
         require(from.type == OutputType::kInt16 || is_wide(from.type),
                 "only int16 and int32 are requantized");
-        require(from.channels == conv.shape().in_channels, "a value has another number of channels");
+        require(from.channels == conv.shape().in_channels,
+                "a value has another number of channels");
         fill(step.layer, from.height, from.width);
         break;
       }
@@ -209,8 +210,7 @@ void TransformProgram::run(const void* input, const Shape& shape,
       case Kind::kRequantize: {
         const RequantizeParameters& values_to = parameters[step.parameters];
         values_to.check();
-        require(static_cast<int>(values_to.multiplier.size()) ==
-                    sizes.frames[step.layer].channels,
+        require(static_cast<int>(values_to.multiplier.size()) == sizes.frames[step.layer].channels,
                 "a requantization has another number of channels");
         const FrameWriter writer = writer_of(step.layer);
         const void* from = step.other == 0 ? input : value_of(step.other);
@@ -242,8 +242,7 @@ void TransformProgram::run(const void* input, const Shape& shape,
                               threads);
       }
     }
-    const bool reads_frame =
-        step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
+    const bool reads_frame = step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
     if (reads_frame) {
       pool_.give_back(std::move(*frames[step.layer]));
       frames[step.layer].reset();

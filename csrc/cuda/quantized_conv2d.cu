@@ -231,7 +231,7 @@ void quantized_conv2d(const QuantizedConv2dArguments& a, void* stream) {
   if (blocks > kMaxGridX) throw std::runtime_error("quantized_conv2d: too many positions");
   const dim3 grid(static_cast<unsigned>(blocks), (a.out_channels + kTile - 1) / kTile);
   const dim3 block(kThreads, kThreads);
-  auto* kernel = a.x_bytes == 2   ? kernel_for<true, 2>(a.weight_bits)
+  auto* kernel = a.x_bytes == 2  ? kernel_for<true, 2>(a.weight_bits)
                  : a.x_is_signed ? kernel_for<true, 1>(a.weight_bits)
                                  : kernel_for<false, 1>(a.weight_bits);
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(a);

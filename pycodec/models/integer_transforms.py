@@ -340,7 +340,7 @@ def pack_int12(weight: Tensor) -> Tensor:
         weight: int16 [..., C], -2048 to 2047, C even.
 
     Returns:
-        uint8 [..., 3 C / 2]: of each pair the low 8 bits of both, then the high 4 bits of both, those
+        uint8 [..., 3 C / 2]: of each pair the low 8 bits of both, then the high 4 bits, those
         of the first in the low half.
     """
     bits = weight.int() & 0xFFF

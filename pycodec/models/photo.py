@@ -239,9 +239,13 @@ class PhotoCodec:
         self, window: np.ndarray, tile: Tile, start: tuple[int, int], quality_code: int
     ) -> tuple[Tensor, Tensor]:
         """As ``_analyse``; the window of pixels begins at ``start``."""
-        x = torch.from_numpy(pad_to_multiple(window, LATENT_STRIDE)).to(self.device)
+        # A copy: the pixels may be read-only.
+        x = torch.tensor(pad_to_multiple(window, LATENT_STRIDE), device=self.device)
         y = self._integers["analysis"](x, quality_code)
-        row, column = (tile.top - start[0]) // LATENT_STRIDE, (tile.left - start[1]) // LATENT_STRIDE
+        row, column = (
+            (tile.top - start[0]) // LATENT_STRIDE,
+            (tile.left - start[1]) // LATENT_STRIDE,
+        )
         height, width = latents_along(tile.height), latents_along(tile.width)
         y = y[row : row + height, column : column + width].cpu()
         padded = torch.from_numpy(pad_to_multiple(y.numpy(), HYPER_STRIDE)).to(self.device)

@@ -99,7 +99,8 @@ def quantized_conv2d(
     Args:
         x: uint8, int8 or int16 [N, H, W, Cin], contiguous.
         weight: int8 or int16 [Cout, kh, kw, Cin], kh and kw odd, contiguous, at most
-            MAX_WEIGHT; or of 4 bits, packed: uint8 [Cout, kh, kw, ceil(Cin / 2)], see :func:`pack_int4`.
+            MAX_WEIGHT; or of 4 bits, packed: uint8 [Cout, kh, kw, ceil(Cin / 2)], see
+            :func:`pack_int4`.
         bias: int32 [Cout], in units of the accumulator.
         multiplier: int32 [Cout].
         shift: 1 to 62, one for the layer.
@@ -193,10 +194,8 @@ def _check_parameters(
     weight: Tensor, bias: Tensor, multiplier: Tensor, shift: int, options: ConvOptions
 ) -> None:
     _require(
-        weight.dtype in WEIGHT_DTYPES
-        and weight.dim() == 4
-        and weight.is_contiguous(),
-        "weight must be contiguous int8 or int16 [Cout, kh, kw, Cin], or uint8 of packed 4 bits, not "
+        weight.dtype in WEIGHT_DTYPES and weight.dim() == 4 and weight.is_contiguous(),
+        "weight must be contiguous int8 or int16 [Cout, kh, kw, Cin], or packed uint8, not "
         f"{_describe(weight)}",
     )
     cout, kh, kw, cin = weight.shape

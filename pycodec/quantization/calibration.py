@@ -116,9 +116,7 @@ class Observer:
         flat = x.transpose(0, 1).flatten(1)
         peak = torch.stack([flat.amin(1), flat.amax(1)])
         seen = self.inputs.setdefault(name, Observation(peak))
-        seen.peak = torch.stack(
-            [seen.peak[0].minimum(peak[0]), seen.peak[1].maximum(peak[1])]
-        )
+        seen.peak = torch.stack([seen.peak[0].minimum(peak[0]), seen.peak[1].maximum(peak[1])])
         some = torch.randperm(flat.shape[1], generator=self._generator)[: self._share]
         seen.samples.append(flat[:, some])
         windows = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride)
@@ -157,9 +155,7 @@ def stream_of(name: str) -> dict[str, str]:
     """For each convolution of a transform that writes a stream, the stream."""
     steps = PROGRAMS[name]
     return {
-        step.layer: step.to
-        for step in steps
-        if isinstance(step, Convolve) and not step.to_layer
+        step.layer: step.to for step in steps if isinstance(step, Convolve) and not step.to_layer
     }
 
 
@@ -245,7 +241,9 @@ def round_rows(rows: Tensor, covariance: Tensor, top: int) -> Tensor:
     square = covariance[order][:, order]
     damping = 0.01 * float(square.diagonal().mean()) + 1e-9
     square = square + torch.eye(len(square), dtype=square.dtype) * damping
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(square)), upper=True)
+    factor = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(square)), upper=True
+    )
     left = rows[:, order].clone()
     result = torch.empty_like(left)
     block = 64

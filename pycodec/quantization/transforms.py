@@ -96,9 +96,8 @@ def fold_weight(weight: Tensor, plan: LayerPlan, bias: Tensor) -> tuple[Tensor, 
     return folded, peak.maximum(floor).clamp(min=1e-30)
 
 
-def input_range(plan: LayerPlan, signed: bool) -> tuple[int, int]:
-    """The least and the largest integer of a layer's input."""
-    bits = plan.input.bits
+def input_range(bits: int, signed: bool) -> tuple[int, int]:
+    """The least and the largest integer of an input of so many bits."""
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
@@ -217,7 +216,7 @@ def _export_layer(
     bias = bias.round().to(torch.int32)
     dtype = torch.int16 if plan.weight_bits > NARROW_BITS else torch.int8
     packed = integers.permute(0, 2, 3, 1).to(dtype).contiguous()
-    least, most = accumulator_bound(packed, bias, *input_range(plan, signed))
+    least, most = accumulator_bound(packed, bias, *input_range(plan.input.bits, signed))
     if least < -(2**31) or most >= 2**31:
         raise CodecError(f"layer {name} could overflow int32 ({least} to {most})")
     made = {
