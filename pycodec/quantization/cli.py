@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycodec.errors import InputError
+from pycodec.models.integer_variants import branch_layers
 from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.photo import KIND, TRANSFORMS, load_photo_model, save_integers
 from pycodec.models.photo_network import PhotoNetwork
@@ -24,7 +25,6 @@ from pycodec.quantization.gradient_modulator import round_modulated
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.recipe import (
     assemble,
-    branch_layers,
     by_layer,
     calibration_pictures,
     plan,

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 
 from pycodec.errors import InputError
 from pycodec.models.integer_transforms import PROGRAMS, Convert, Convolve, ReadPixels
+from pycodec.models.integer_variants import branch_layers
 from pycodec.models.photo import TRANSFORMS
 from pycodec.models.photo_network import PhotoNetwork
-from pycodec.quantization.calibration import (
-    default_weight_bits,
-    plan_transform,
-    round_weights,
-)
+from pycodec.quantization.calibration import plan_transform, round_weights
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.transforms import LayerPlan, TransformPlan
 from pycodec.training.data import list_pictures
@@ -40,17 +37,6 @@ def named_layers(network: PhotoNetwork) -> dict[str, nn.Conv2d]:
         for step in PROGRAMS[transform]
         if isinstance(step, Convolve)
     }
-
-
-def branch_layers(transform: str) -> list[str]:
-    """Names within the transform of the layers whose width is a choice: of residual branches.
-
-    Layers that carry the signal keep wide weights, and hyper-analysis, which is small, 8 bits.
-    """
-    if transform == "hyper_analysis":
-        return []
-    layers = [step.layer for step in PROGRAMS[transform] if isinstance(step, Convolve)]
-    return [name for name in layers if default_weight_bits(name) == 8]
 
 
 def layers_after_relu(transform: str) -> set[str]:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from pycodec.models.blocks import convolutions_by
 from pycodec.models.integer_transforms import NARROW_BITS
+from pycodec.models.integer_variants import branch_layers
 from pycodec.models.photo import TRANSFORMS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.quantization.bit_width import WIDTHS, BitWidthSelector, channel_activity
 from pycodec.quantization.fake_quant import round_ste
 from pycodec.quantization.recipe import (
     best_weight_scale,
-    branch_layers,
     layers_after_relu,
     layers_of_pixels,
     named_layers,
