@@ -40,12 +40,12 @@ from pycodec.training.train import load_weights, read_scaled, read_whole
 ROUNDINGS = {"straight-through": round_ste, "modulated": round_modulated}
 MEASURED = (5.0, 25.0, 50.0, 75.0, 95.0)
 VARIANTS = (
-    ("static 8", "straight-through"),
     ("static 4", "straight-through"),
     ("static 4", "modulated"),
-    ("mixed", "modulated"),
     ("dynamic", "modulated"),
+    ("mixed", "modulated"),
     ("static 8", "modulated"),
+    ("static 8", "straight-through"),
     ("mixed", "straight-through"),
     ("dynamic", "straight-through"),
 )
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--bits-cost", type=float, default=0.02, help="gamma")
     parser.add_argument("--mean-bits", type=float, default=6.0, help="of the mixed variant")
     parser.add_argument("--pictures", type=int, default=8, help="that measure")

@@ -46,7 +46,7 @@ class FineTuning:
     steps: int = 300
     batch: int = 4
     crop: int = 128
-    learning_rate: float = 3e-5
+    learning_rate: float = 5e-6
     scale_rate: float = 1e-3
     selector_rate: float = 1e-2
     bits_cost: float = 0.01
