@@ -32,6 +32,7 @@ from pycodec.quantization.recipe import (
 )
 from pycodec.quantization.report import (
     RateDistortion,
+    layer_milliseconds,
     layer_reports,
     rate_distortion,
     sensitivity,
@@ -142,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     _write(folder, args.out, "mixed" if several else "int8", tensors)
     if args.report is not None:
         losses = sensitivity(model, pictures[:2], QUALITIES)
-        write_report(args.report, layer_reports(model, measured, losses))
+        times = layer_milliseconds(tensors, _pixels(pictures[0]))
+        write_report(args.report, layer_reports(model, measured, losses, times))
         _say(f"wrote the report to {args.report}")
     return 0
 
@@ -189,6 +191,10 @@ def _tensor(picture: np.ndarray) -> Tensor:
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     cut = torch.from_numpy(picture[top : top + height, left : left + width].copy())
     return cut.permute(2, 0, 1)[None].float() / 255
+
+
+def _pixels(picture: Tensor) -> np.ndarray:
+    return (picture[0].permute(1, 2, 0) * 255).round().byte().contiguous().numpy()
 
 
 def _loss(before: RateDistortion, after: RateDistortion) -> str:

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pycodec.evaluation.extras import require
+from pycodec.models.integer_transforms import IntegerTransform
+from pycodec.models.photo import TRANSFORMS
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.quantization.simulation import SimulatedTransforms
 from pycodec.training.train import rate_distortion_loss
@@ -167,6 +170,36 @@ def weight_bytes(weights: int, width: int) -> int:
     """Of so many weights in the file: two a byte to 4 bits, two in three bytes from 9 to 12."""
     units = 1 if width <= 4 else 2 if width <= 8 else 3 if width <= 12 else 4
     return -(-weights * units // 2)
+
+
+def layer_milliseconds(
+    tensors: Mapping[str, Tensor], pixels: np.ndarray, repeats: int = 5
+) -> dict[str, float]:
+    """Time of each layer in the integer engine, the best of ``repeats``, by name.
+
+    Layers run one at a time, with their widest variants, on all threads. (The codec runs a
+    transform as one program, which saves the pauses between layers.)
+
+    Args:
+        tensors: of ``export``.
+        pixels: uint8 [H, W, 3], sides multiples of 64.
+        repeats: after one that does not count.
+    """
+    best: dict[str, float] = {}
+    with torch.inference_mode():
+        x = torch.tensor(pixels)
+        for name in TRANSFORMS:
+            prefix = f"{name}."
+            part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            transform = IntegerTransform(name, {k: v for k, v in part.items() if "@" not in k})
+            for turn in range(repeats + 1):
+                for layer, seconds in transform.time_layers(x, 5000).items():
+                    if turn:
+                        key = prefix + layer
+                        best[key] = min(best.get(key, math.inf), 1e3 * seconds)
+            if name == "analysis":
+                x = transform(x, 5000)
+    return best
 
 
 def layer_reports(
