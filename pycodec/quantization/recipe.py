@@ -25,6 +25,9 @@ from pycodec.quantization.transforms import LayerPlan, TransformPlan
 from pycodec.training.data import list_pictures
 from pycodec.training.train import read_scaled
 
+MAX_BIAS = float(1 << 30)
+"""Of a bias in units of the accumulator."""
+
 Plans = dict[str, dict[int, TransformPlan]]
 """For each transform, for each width, a plan with its :func:`branch_layers` in this width."""
 
@@ -105,11 +108,15 @@ def plan(
 
 @torch.no_grad()
 def set_weight_scales(transform: nn.Module, transform_plan: TransformPlan) -> None:
-    """Give every layer the weight scales with the least squared error of its weights."""
+    """Give every layer the weight scales with the least squared error of its weights.
+
+    They are large enough for the biases, too, which count in their units.
+    """
     for name, layer in transform_plan.layers.items():
-        weight = transform.get_submodule(name).weight
-        folded = weight * layer.input.scale.float().view(1, -1, 1, 1)
-        layer.weight_scale = best_weight_scale(folded, layer.weight_bits)
+        convolution = transform.get_submodule(name)
+        folded = convolution.weight * layer.input.scale.float().view(1, -1, 1, 1)
+        least = convolution.bias.abs() / MAX_BIAS
+        layer.weight_scale = best_weight_scale(folded, layer.weight_bits).maximum(least)
 
 
 def best_weight_scale(folded: Tensor, bits: int) -> Tensor:
