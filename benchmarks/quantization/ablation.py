@@ -5,8 +5,8 @@ steps. Rate (estimated) and distortion are those of pictures that neither calibr
 saw, cut to their middle. BD-rates are against the float network. What is done is kept in --work, so
 that an interrupted run goes on where it was.
 
-    python benchmarks/quantization/ablation.py /work/shared/data/train --steps 300 \
-        --work RUN --json benchmarks/results/quantization_ablation.json
+    python benchmarks/quantization/ablation.py PICTURES --work RUN \
+        --json benchmarks/results/quantization_ablation.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +69,7 @@ def middles(paths: list[Path], side: int) -> list[Tensor]:
     return pictures
 
 
-def kept(path: Path, make):
+def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What ``make`` returns; from ``path`` if it is there."""
     if path.exists():
         return torch.load(path, weights_only=False)
@@ -115,7 +117,12 @@ class Ablation:
         branches = {n: losses[n] for n in losses if len(losses[n]) > 1}
         return widths_by_sensitivity(branches, model.costs, self.args.mean_bits)
 
-    def _simulated(self, widths, rounding: str = "straight-through", dynamic: bool = False):
+    def _simulated(
+        self,
+        widths: Mapping[str, Sequence[int]] | Sequence[int],
+        rounding: str = "straight-through",
+        dynamic: bool = False,
+    ) -> SimulatedTransforms:
         network = float_network()
         layers = by_layer(self.plans, widths)
         return SimulatedTransforms(network, layers, self.streams, ROUNDINGS[rounding], dynamic)
@@ -135,6 +142,7 @@ class Ablation:
             batch=args.batch,
             crop=args.crop,
             learning_rate=args.learning_rate,
+            selector_rate=args.selector_rate,
             bits_cost=args.bits_cost,
         )
         sampler = CropSampler(self.training[::4], args.crop, seed=1)
@@ -166,7 +174,7 @@ class Ablation:
         checkpoint.unlink(missing_ok=True)
         return result
 
-    def _report(self, name: str):
+    def _report(self, name: str) -> Callable[[int, float], None]:
         def report(step: int, loss: float) -> None:
             if step % 20 == 0:
                 print(f"{name}: step {step}, loss {loss:.3f}", flush=True)
@@ -181,6 +189,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=5e-6)
+    parser.add_argument("--selector-rate", type=float, default=0.1)
     parser.add_argument("--bits-cost", type=float, default=0.02, help="gamma")
     parser.add_argument("--mean-bits", type=float, default=6.0, help="of the mixed variant")
     parser.add_argument("--pictures", type=int, default=8, help="that measure")
