@@ -254,13 +254,13 @@ def decode_picture(
             "update pycodec"
         )
     stats = DecodeStats({"container": time.perf_counter() - began})
-    precision = _exact_precision(precision, exact_pixels)
     options = {}
     if container.precision is not None and precision in (None, *INTEGER_PRECISIONS):
         asked, widths = _unpack_precision(container.precision)
         precision = precision or asked
         if precision == asked and widths:
             options["widths"] = widths
+    precision = _exact_precision(precision, exact_pixels)
     codec = _decoding_model(header, model, device, precision)
     if header.codec == Codec.LOSSLESS:
         pixels = codec.decompress(

@@ -81,6 +81,8 @@ def test_widths_are_chosen_and_told(dynamic):
         bits = synthesis.unpack(section[1:])
         widths[quality] = set(bits[1:])
         decoded, _ = api.decode_picture(file, model=folder)
+        exact, _ = api.decode_picture(file, model=folder, exact_pixels=True)
+        assert np.array_equal(decoded.pixels, exact.pixels)
         tiled, _ = api.encode_picture(picture, quality, tile=64, **options)
         assert np.array_equal(
             decoded.pixels, api.decode_picture(file, model=folder, precision="mixed")[0].pixels
