@@ -184,5 +184,5 @@ setup(
     # The sources live beside the package; the bare name is taken by another published package.
     packages=[*find_packages(include=["pycodec", "pycodec.*"]), "pycodec.triton_kernels"],
     package_dir={"pycodec.triton_kernels": "triton_kernels"},
-    package_data={"pycodec.models": ["weights/*/*"]},
+    package_data={"pycodec.models": ["weights/*/*"], "pycodec.profiling": ["report.html"]},
 )

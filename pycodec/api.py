@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from pycodec.coding.alpha import decode_alpha, encode_alpha
-from pycodec.coding.container import Codec, Container, Header, pack, unpack
+from pycodec.coding.container import Codec, Container, Header, pack, peek, unpack
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
+from pycodec.models.hyperprior_codec import HyperpriorCodec
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, INTEGER_PRECISIONS, PhotoCodec
-from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec
+from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
+from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
@@ -24,9 +26,19 @@ from pycodec.models.zoo import (
     load_model,
 )
 from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
+from pycodec.projection.viewport import Viewport
+from pycodec.projection.widths import TileWidths
 
-CODECS = (PhotoCodec, LosslessCodec)
-Model = str | Path | PhotoCodec | LosslessCodec
+CODECS = (PhotoCodec, LosslessCodec, HyperpriorCodec)
+LoadedModel = PhotoCodec | LosslessCodec | HyperpriorCodec
+Model = str | Path | LoadedModel
+Widths = str | Path | TileWidths
+
+_CODEC_OF = {
+    PhotoCodec: Codec.PHOTO,
+    LosslessCodec: Codec.LOSSLESS,
+    HyperpriorCodec: Codec.HYPERPRIOR,
+}
 
 __all__ = [
     "decode",
@@ -36,6 +48,7 @@ __all__ = [
     "encoding_model",
     "find_model",
     "load_model",
+    "view",
 ]
 
 
@@ -72,6 +85,7 @@ def encode(
     device: str | None = None,
     threads: int | None = None,
     projection: str = "auto",
+    widths: Widths | None = None,
     precision: str | None = None,
     exact_pixels: bool = False,
 ) -> bytes | list[bytes]:
@@ -88,6 +102,9 @@ def encode(
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
             other; ``auto`` believes the picture's XMP metadata. Lossless coding knows none.
+        widths: of the tiles of a sphere: a preset or a file, see
+            :meth:`pycodec.projection.widths.TileWidths.load`, or a ``TileWidths``; None for those
+            that suit the picture and the quality.
         precision: of the transforms: ``fp32``, ``bf16`` (in residual branches), ``int8`` or
             ``mixed``; None for the faster of the first two. Every file decodes in each.
         exact_pixels: analyse in integers, and tell decoders to synthesize in integers: all get the
@@ -105,6 +122,7 @@ def encode(
         "device": device,
         "threads": threads,
         "projection": projection,
+        "widths": widths,
         "precision": precision,
         "exact_pixels": exact_pixels,
     }
@@ -170,6 +188,7 @@ def encode_picture(
     tile: int | None = None,
     code_length: bool = False,
     projection: str = "auto",
+    widths: Widths | None = None,
     precision: str | None = None,
     exact_pixels: bool = False,
 ) -> tuple[bytes, EncodeStats]:
@@ -183,7 +202,9 @@ def encode_picture(
     precision = _exact_precision(precision, exact_pixels)
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
-    sphere = _is_sphere(picture, projection, lossless)
+    sphere = _is_sphere(picture, projection, codec)
+    if widths is not None and not sphere:
+        raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
     if lossless:
         coded = codec.compress(
@@ -192,13 +213,23 @@ def encode_picture(
     else:
         if picture.gray:
             pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-        coder = SphereCodec(codec) if sphere else codec
+        coder, options = codec, {}
+        if sphere:
+            coder = SphereCodec(codec)
+            if widths is not None:
+                widths = widths if isinstance(widths, TileWidths) else TileWidths.load(widths)
+                options["widths"] = widths.in_units(*grid_size(*pixels.shape[:2]))
         coded = coder.compress(
-            pixels, quality, tile_log2=tile_log2, threads=threads, code_length=code_length
+            pixels,
+            quality,
+            tile_log2=tile_log2,
+            threads=threads,
+            code_length=code_length,
+            **options,
         )
     began = time.perf_counter()
     header = Header(
-        codec=Codec.LOSSLESS if lossless else Codec.SPHERE if sphere else Codec.PHOTO,
+        codec=Codec.SPHERE if sphere else _CODEC_OF[type(codec)],
         fingerprint=codec.fingerprint,
         width=picture.width,
         height=picture.height,
@@ -220,7 +251,7 @@ def encode_picture(
             precision=_pack_precision(codec.precision, coded.widths) if exact_pixels else None,
         )
     )
-    coded.seconds["container"] = time.perf_counter() - began
+    end_stage(coded.seconds, "container", began)
     return data, EncodeStats(coded.seconds, coded.num_symbols, coded.code_length_bits)
 
 
@@ -230,6 +261,7 @@ def decode_picture(
     model: Model | None = None,
     device: str | None = None,
     threads: int | None = None,
+    rows: tuple[int, int] | None = None,
     precision: str | None = None,
     exact_pixels: bool = False,
 ) -> tuple[Picture, DecodeStats]:
@@ -240,6 +272,8 @@ def decode_picture(
         model: where the file's model is, if it is none of the package's.
         device, threads: as in :func:`encode`.
         precision, exact_pixels: as in :func:`decode`.
+        rows: return these rows only, the first and the one after the last. Of a sphere only what
+            they need is decoded.
     """
     began = time.perf_counter()
     try:
@@ -253,7 +287,8 @@ def decode_picture(
             f"the file has {header.bit_depth} bits a sample, which this version cannot decode; "
             "update pycodec"
         )
-    stats = DecodeStats({"container": time.perf_counter() - began})
+    stats = DecodeStats()
+    end_stage(stats.seconds, "container", began)
     options = {}
     if container.precision is not None and precision in (None, *INTEGER_PRECISIONS):
         asked, widths = _unpack_precision(container.precision)
@@ -262,6 +297,9 @@ def decode_picture(
             options["widths"] = widths
     precision = _exact_precision(precision, exact_pixels)
     codec = _decoding_model(header, model, device, precision)
+    if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
+        raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
+    own = slice(None) if rows is None else slice(*rows)
     if header.codec == Codec.LOSSLESS:
         pixels = codec.decompress(
             container.streams,
@@ -271,26 +309,59 @@ def decode_picture(
             tile_log2=header.tile_log2,
             threads=threads,
             seconds=stats.seconds,
-        )
+        )[own]
     else:
-        coder = SphereCodec(codec) if header.codec == Codec.SPHERE else codec
-        pixels = coder.decompress(
-            container.streams,
-            header.width,
-            header.height,
-            header.quality,
-            tile_log2=header.tile_log2,
-            threads=threads,
-            seconds=stats.seconds,
-            **options,
-        )
+        sizes = (header.width, header.height, header.quality)
+        options |= {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
+        if header.codec == Codec.SPHERE:
+            sphere = SphereCodec(codec)
+            pixels = sphere.decompress(container.streams, *sizes, rows=rows, **options)
+        else:
+            pixels = codec.decompress(container.streams, *sizes, **options)[own]
         if header.gray:
             pixels = _mean_of_channels(pixels)
     alpha = None
     if header.alpha:
-        alpha = decode_alpha(container.alpha, header.width, header.height)
+        alpha = decode_alpha(container.alpha, header.width, header.height)[own]
     picture = Picture(pixels, alpha, icc=container.icc, exif=container.exif, xmp=container.xmp)
     return picture, stats
+
+
+def view(
+    source: bytes | Picture,
+    viewport: Viewport,
+    *,
+    model: Model | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> tuple[Picture, DecodeStats]:
+    """What a camera in the middle of the sphere sees of an equirectangular picture.
+
+    Args:
+        source: the bytes of an ``.lci`` file, of which only what the view needs is decoded if it
+            was coded as a sphere; or a picture.
+        viewport: the camera.
+        model, device, threads: as in :func:`decode_picture`.
+
+    Returns:
+        The view, with the picture's alpha and ICC profile, and what decoding took.
+    """
+    stats = DecodeStats()
+    first, height = 0, None
+    if not isinstance(source, Picture):
+        height = peek(source).height
+        rows = viewport.rows(height)
+        source, stats = decode_picture(
+            source, model=model, device=device, threads=threads, rows=rows
+        )
+        first = rows[0]
+    began = time.perf_counter()
+    pixels, alpha = (
+        None if plane is None else viewport.render(plane, first_row=first, height=height)
+        for plane in (source.pixels, source.alpha)
+    )
+    stats.seconds["view"] = time.perf_counter() - began
+    return Picture(pixels, alpha, icc=source.icc), stats
 
 
 def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
@@ -328,7 +399,7 @@ def _unpack_precision(section: bytes) -> tuple[str, bytes]:
 
 def encoding_model(
     model: Model | None, lossless: bool, device: str | None, precision: str | None = None
-) -> PhotoCodec | LosslessCodec:
+) -> LoadedModel:
     """The model that :func:`encode` takes for these arguments.
 
     Raises:
@@ -346,7 +417,7 @@ def encoding_model(
     return codec
 
 
-def _loaded(model: Model, device: str | None, precision: str | None) -> PhotoCodec | LosslessCodec:
+def _loaded(model: Model, device: str | None, precision: str | None) -> LoadedModel:
     if not isinstance(model, CODECS):
         return load_model(model, device, precision)
     if precision is not None and precision != getattr(model, "precision", None):
@@ -356,7 +427,7 @@ def _loaded(model: Model, device: str | None, precision: str | None) -> PhotoCod
 
 def _decoding_model(
     header: Header, model: Model | None, device: str | None, precision: str | None
-) -> PhotoCodec | LosslessCodec:
+) -> LoadedModel:
     if model is None:
         codec = find_model(header.fingerprint, device, precision)
     else:
@@ -366,20 +437,23 @@ def _decoding_model(
             f"the file was made with model {header.fingerprint.hex()}, not with {codec.name} "
             f"({codec.fingerprint.hex()})"
         )
-    if (header.codec == Codec.LOSSLESS) != isinstance(codec, LosslessCodec):
+    own = Codec.PHOTO if header.codec == Codec.SPHERE else header.codec
+    if own != _CODEC_OF[type(codec)]:
         raise CorruptStreamError(
             f"the file names another codec than that of its model {codec.name}", section="header"
         )
     return codec
 
 
-def _is_sphere(picture: Picture, projection: str, lossless: bool) -> bool:
+def _is_sphere(picture: Picture, projection: str, codec: LoadedModel) -> bool:
     if projection not in PROJECTIONS:
         raise InputError(f"projection must be one of {', '.join(PROJECTIONS)}, not {projection!r}")
-    if projection == "erp" and lossless:
-        raise InputError("lossless coding knows no projection: leave it out")
+    is_photo = isinstance(codec, PhotoCodec)
+    if projection == "erp" and not is_photo:
+        kind = "lossless coding" if isinstance(codec, LosslessCodec) else f"the model {codec.name}"
+        raise InputError(f"{kind} knows no projection: leave it out")
     if projection == "auto":
-        return not lossless and is_equirectangular(picture.xmp)
+        return is_photo and is_equirectangular(picture.xmp)
     return projection == "erp"
 
 

@@ -1,5 +1,4 @@
-"""The command line: encode, decode, info, eval, demo, batch, train, quantize
-and train-lossless.
+"""The command line: encode, decode, view, info, eval, demo, batch, and what makes models.
 
 Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
 Messages and progress go to standard error; standard output carries only what was asked for.
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycodec import __version__
 from pycodec.coding.container import (
+    MAGIC,
     MAX_TILE_LOG2,
     MIN_TILE_LOG2,
     SUFFIX,
@@ -37,17 +37,31 @@ from pycodec.coding.container import (
 from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES
 from pycodec.projection.metadata import PROJECTIONS
+from pycodec.projection.widths import PRESETS as WIDTH_PRESETS
 
 if TYPE_CHECKING:
+    from pycodec.evaluation.anchors import TestedCodec
     from pycodec.evaluation.evaluate import Measurement
     from pycodec.images import Picture
+    from pycodec.projection.viewport import Viewport
 
 _PIPE = "-"
+_PHOTO_CODEC = "photo"  # as an anchor of the codec for the sphere
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
+    "sphere-search": (
+        "pycodec.models.width_search_cli",
+        "widths of the tiles of 360-degree pictures, from a folder of them",
+    ),
+    "bench": ("pycodec.profiling.bench_cli", "how fast a codec is on this machine, and compare"),
+    "profile": ("pycodec.profiling.cli", "where the time of an encoding or decoding goes"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
     "quantize": ("pycodec.quantization.cli", "integers for the transforms of a photo model"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
+    "convert-compressai": (
+        "pycodec.integrations.compressai_cli",
+        "make a model of a CompressAI checkpoint",
+    ),
 }
 
 
@@ -123,6 +137,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_encode(commands)
     _add_decode(commands)
+    _add_view(commands)
     _add_info(commands)
     _add_eval(commands)
     _add_demo(commands)
@@ -151,13 +166,13 @@ def _add_encode(commands: Any) -> None:
     )
     rate.add_argument(
         "--target-bpp",
-        type=_positive_float,
+        type=positive_float,
         metavar="B",
         help="highest quality of at most B bits a pixel, whole file",
     )
     rate.add_argument(
         "--target-psnr",
-        type=_positive_float,
+        type=positive_float,
         metavar="D",
         help="smallest file of at least D dB",
     )
@@ -171,6 +186,12 @@ def _add_encode(commands: Any) -> None:
         choices=PROJECTIONS,
         default="auto",
         help="erp: an equirectangular picture of the whole sphere (default: what its XMP says)",
+    )
+    parser.add_argument(
+        "--widths",
+        metavar="NAME",
+        help=f"of the sphere's tiles: {', '.join(WIDTH_PRESETS)} or a file that sphere-search "
+        "wrote (default: chosen for each picture)",
     )
     _add_run_options(parser)
     _add_precision(parser, "tell decoders, too, to compute in integers: all get the same pixels")
@@ -203,6 +224,47 @@ def _add_decode(commands: Any) -> None:
     parser.set_defaults(run=_decode)
 
 
+def _add_view(commands: Any) -> None:
+    from pycodec.images import WRITABLE_FORMATS
+
+    parser = commands.add_parser(
+        "view",
+        help="what a camera in the middle of a 360-degree picture sees",
+        description="Write rectilinear views of equirectangular pictures. Of a file that was "
+        "encoded with --projection erp only what the view needs is decoded.",
+    )
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help=f"{SUFFIX} file, picture, glob, folder or -"
+    )
+    parser.add_argument("output", metavar="OUT", help="picture, folder or -")
+    for name, text in (
+        ("yaw", "direction, to the right of the middle (default 0)"),
+        ("pitch", "direction, upwards, -90 to 90 (default 0)"),
+    ):
+        parser.add_argument(f"--{name}", type=_finite_float, default=0.0, metavar="DEG", help=text)
+    parser.add_argument(
+        "--fov",
+        type=positive_float,
+        default=90.0,
+        metavar="DEG",
+        help="horizontal field of view, below 180 (default 90)",
+    )
+    parser.add_argument(
+        "--size", type=_size, default=(1024, 768), metavar="WxH", help="pixels (default 1024x768)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="name or path (default: what the file says)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=WRITABLE_FORMATS,
+        help="kind of picture (default: what OUT ends with; png for folders and pipes)",
+    )
+    _add_run_options(parser)
+    _add_output_options(parser)
+    parser.set_defaults(run=_view)
+
+
 def _add_info(commands: Any) -> None:
     parser = commands.add_parser("info", help="what is in .lci files, without decoding them")
     parser.add_argument("inputs", nargs="+", metavar="IN", help=f"{SUFFIX} file, glob, folder or -")
@@ -228,7 +290,8 @@ def _add_eval(commands: Any) -> None:
         "--anchors",
         type=name_list,
         metavar="NAME,...",
-        help=f"some of {','.join(ANCHOR_NAMES)}, or none (default: all that are installed)",
+        help=f"some of {','.join(ANCHOR_NAMES)}, of the sphere also {_PHOTO_CODEC}, or none "
+        "(default: all that are installed)",
     )
     parser.add_argument(
         "--reuse",
@@ -238,12 +301,22 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--pictures", type=positive_int, metavar="N", help="only the first N")
     parser.add_argument(
         "--psnr-range",
-        type=_positive_float,
+        type=positive_float,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="BD-rates between these dB (default: 28 40)",
     )
-    parser.add_argument("--no-ms-ssim", action="store_true", help="skip MS-SSIM, which takes time")
+    parser.add_argument(
+        "--projection",
+        choices=("none", "erp"),
+        default="none",
+        help="erp: equirectangular pictures; quality is measured on the sphere",
+    )
+    parser.add_argument(
+        "--no-ms-ssim",
+        action="store_true",
+        help="skip MS-SSIM, which takes time; of the sphere WS-SSIM",
+    )
     parser.add_argument("--model", metavar="NAME", help="name or path of the model")
     _add_run_options(parser)
     parser.set_defaults(run=_eval)
@@ -324,11 +397,23 @@ def positive_int(text: str) -> int:
     return value
 
 
-def _positive_float(text: str) -> float:
+def positive_float(text: str) -> float:
     value = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not positive")
     return value
+
+
+def _finite_float(text: str) -> float:
+    value = _number(text, float)
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    return positive_int(width), positive_int(height)
 
 
 def tile_size(text: str) -> int:
@@ -351,7 +436,7 @@ class _Job:
     target: str
 
 
-def _expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
+def expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
     """Files for arguments that may be files, globs or folders; folders are not descended."""
     files: list[str] = []
     for pattern in patterns:
@@ -375,7 +460,7 @@ def _expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
 
 def _plan(args: argparse.Namespace, suffixes: frozenset[str], result_suffix: str) -> list[_Job]:
     """Pair inputs with outputs, and refuse what would destroy a file, before any work is done."""
-    sources = _expand(args.inputs, suffixes)
+    sources = expand(args.inputs, suffixes)
     plain = len(args.inputs) == 1 and sources == args.inputs
     to_folder = os.path.isdir(args.output) or args.output.endswith(os.sep) or not plain
     if not to_folder or args.output == _PIPE:
@@ -535,6 +620,7 @@ def _encode_one(args: argparse.Namespace, job: _Job) -> None:
             projection=args.projection,
             precision=args.precision,
             exact_pixels=args.exact_pixels,
+            widths=args.widths,
         )
         return data
 
@@ -573,9 +659,19 @@ def _encode_to_target(
 
 
 def _decode(args: argparse.Namespace) -> int:
+    return _write_pictures(args, frozenset({SUFFIX}), _decode_one, "decoding")
+
+
+def _write_pictures(
+    args: argparse.Namespace,
+    suffixes: frozenset[str],
+    work: Callable[[argparse.Namespace, _Job, str], None],
+    description: str,
+) -> int:
+    """Do ``work`` for each input, with the format of its result."""
     from pycodec.images import format_of
 
-    jobs = _plan(args, frozenset({SUFFIX}), f".{args.format or 'png'}")
+    jobs = _plan(args, suffixes, f".{args.format or 'png'}")
     formats = {
         job: args.format or ("png" if job.target == _PIPE else format_of(job.target))
         for job in jobs
@@ -583,15 +679,14 @@ def _decode(args: argparse.Namespace) -> int:
     return _for_each(
         jobs,
         lambda job: _label(job.source, standard="<stdin>"),
-        lambda job: _decode_one(args, job, formats[job]),
-        description="decoding",
+        lambda job: work(args, job, formats[job]),
+        description=description,
         quiet=args.quiet,
     )
 
 
 def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
     from pycodec import api
-    from pycodec.images import save_image, write_image
 
     start = time.perf_counter()
     data = _read(job.source)
@@ -604,6 +699,14 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
         precision=args.precision,
         exact_pixels=args.exact_pixels,
     )
+    _write_picture(args, job, picture, format, start, stats)
+
+
+def _write_picture(
+    args: argparse.Namespace, job: _Job, picture: Picture, format: str, start: float, stats: Any
+) -> None:
+    from pycodec.images import save_image, write_image
+
     if job.target == _PIPE:
         file = BytesIO()
         lost = write_image(picture, file, format)
@@ -612,6 +715,35 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
         lost = save_image(picture, job.target, format)
     _warn(job, [*picture.warnings, *lost])
     _report(args, job, f"{picture.width}x{picture.height} pixels", start, stats)
+
+
+def _view(args: argparse.Namespace) -> int:
+    from pycodec.projection.viewport import Viewport
+
+    viewport = Viewport(args.yaw, args.pitch, args.fov, *args.size)
+    return _write_pictures(
+        args,
+        PICTURE_SUFFIXES | {SUFFIX},
+        lambda args, job, format: _view_one(args, job, format, viewport),
+        "viewing",
+    )
+
+
+def _view_one(args: argparse.Namespace, job: _Job, format: str, viewport: Viewport) -> None:
+    from pycodec import api
+    from pycodec.images import load_image
+
+    start = time.perf_counter()
+    data: Any = _read(job.source)
+    if data.startswith(MAGIC):
+        refuse_large(peek(data), args.max_pixels)
+    else:
+        data = load_image(BytesIO(data), max_pixels=args.max_pixels)
+        _warn(job, data.warnings)
+    picture, stats = api.view(
+        data, viewport, model=args.model, device=args.device, threads=args.threads
+    )
+    _write_picture(args, job, picture, format, start, stats)
 
 
 def _warn(job: _Job, lines: Iterable[str]) -> None:
@@ -635,7 +767,7 @@ def _report(args: argparse.Namespace, job: _Job, result: str, start: float, stat
 
 
 def _info(args: argparse.Namespace) -> int:
-    sources = _expand(args.inputs, frozenset({SUFFIX}))
+    sources = expand(args.inputs, frozenset({SUFFIX}))
 
     def work(source: str) -> None:
         data = _read(source)
@@ -693,29 +825,38 @@ def _model_name(fingerprint: bytes) -> str:
 def _eval(args: argparse.Namespace) -> int:
     from pycodec.evaluation import anchors, evaluate, plots
     from pycodec.evaluation.extras import require
+    from pycodec.evaluation.metrics import PLANE_METRICS
+    from pycodec.evaluation.sphere import SPHERE_METRICS
 
-    paths = [Path(path) for path in _expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
+    paths = [Path(path) for path in expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
     if len({path.name for path in paths}) < len(paths):
         raise InputError("two pictures have the same name: the table could not tell them apart")
     low, high = args.psnr_range or evaluate.DEFAULT_PSNR_RANGE
     if low >= high:
         raise InputError(f"--psnr-range {low:g} {high:g} is empty")
-    names = anchors.available_anchors() if args.anchors is None else args.anchors
-    codecs = [
-        evaluate.pycodec_under_test(
-            args.qualities or evaluate.DEFAULT_QUALITIES,
-            model=args.model,
-            device=args.device,
-            threads=args.threads,
-        )
+    sphere = args.projection == "erp"
+    metrics = [
+        metric
+        for metric in (SPHERE_METRICS if sphere else PLANE_METRICS)
+        if not (args.no_ms_ssim and metric.similarity)
     ]
+    names = args.anchors
+    if names is None:
+        names = (_PHOTO_CODEC,) * sphere + anchors.available_anchors()
+    codecs = [_codec_under_test(args, "pycodec", args.projection)]
     if args.reuse:
-        reused = _reused_anchors(args.reuse, names, paths)
+        reused = _reused_anchors(args.reuse, names, paths, metrics[0].name)
     else:
         reused = []
-        codecs += map(anchors.anchor, names)
+        codecs += [
+            _codec_under_test(args, name, "none")
+            if sphere and name == _PHOTO_CODEC
+            else anchors.anchor(name)
+            for name in names
+        ]
     # A missing package shall not be noticed only after all the work.
-    for module in ["matplotlib", "bjontegaard"] + ["pytorch_msssim"] * (not args.no_ms_ssim):
+    needed = ["pytorch_msssim"] * any(metric.name == "ms_ssim" for metric in metrics)
+    for module in ["matplotlib", "bjontegaard", *needed]:
         require(module, "eval")
     out = Path(args.out)
     try:
@@ -724,14 +865,14 @@ def _eval(args: argparse.Namespace) -> int:
         raise InputError(f"{out}: cannot be made: {_reason(error)}") from error
 
     total = len(paths) * sum(len(codec.settings) for codec in codecs)
-    steps = evaluate.measure(paths, codecs, with_ms_ssim=not args.no_ms_ssim)
+    steps = evaluate.measure(paths, codecs, metrics)
     with _progress(disabled=False) as progress:
         measurements = list(
             progress.track(steps, total, description="measuring") if progress else steps
         )
     measurements += reused
     summary = {
-        **evaluate.summarize(measurements, psnr_range=(low, high)),
+        **evaluate.summarize(measurements, metrics, psnr_range=(low, high)),
         "versions": {
             "pycodec": __version__,
             **{package: metadata.version(package) for package in ("pillow", "torch")},
@@ -741,15 +882,30 @@ def _eval(args: argparse.Namespace) -> int:
     }
     evaluate.write_csv(measurements, out / "measurements.csv")
     evaluate.write_json(summary, out / "summary.json")
-    plots.plot_rate_distortion(summary, out / "rate_distortion.png")
-    print(evaluate.format_summary(summary))
+    plots.plot_rate_distortion(summary, out / "rate_distortion.png", metrics)
+    print(evaluate.format_summary(summary, metrics))
     files = "measurements.csv, summary.json, rate_distortion.png"
     print(f"\nwritten to {printable(str(out))}: {files}")
     return 0
 
 
-def _reused_anchors(table: str, names: Sequence[str], paths: Sequence[Path]) -> list[Measurement]:
-    """The anchors' lines of an earlier table, for all of these pictures."""
+def _codec_under_test(args: argparse.Namespace, name: str, projection: str) -> TestedCodec:
+    from pycodec.evaluation import evaluate
+
+    return evaluate.pycodec_under_test(
+        args.qualities or evaluate.DEFAULT_QUALITIES,
+        model=args.model,
+        device=args.device,
+        threads=args.threads,
+        projection=projection,
+        name=name,
+    )
+
+
+def _reused_anchors(
+    table: str, names: Sequence[str], paths: Sequence[Path], metric: str
+) -> list[Measurement]:
+    """The anchors' lines of an earlier table, for all of these pictures, with that metric."""
     from pycodec.evaluation.evaluate import read_csv
 
     pictures = {path.name for path in paths}
@@ -758,6 +914,8 @@ def _reused_anchors(table: str, names: Sequence[str], paths: Sequence[Path]) -> 
         missing = pictures - {row.picture for row in rows if row.codec == name}
         if missing:
             raise InputError(f"{table}: has no {name} of {min(missing)}: run without --reuse")
+    if any(metric not in row.values for row in rows):
+        raise InputError(f"{table}: has no {metric}: run without --reuse")
     return rows
 
 

@@ -56,9 +56,17 @@ class StandInCodec(types.ModuleType):
         tile: int | None = None,
         lossless: bool = False,
         projection: str = "auto",
+        widths: str | None = None,
     ) -> tuple[bytes, types.SimpleNamespace]:
         self.calls.append(
-            {"quality": quality, "model": model, "device": device, "threads": threads, "tile": tile}
+            {
+                "quality": quality,
+                "model": model,
+                "device": device,
+                "threads": threads,
+                "tile": tile,
+                "projection": projection,
+            }
         )
         if model == "missing":
             raise InputError("no model 'missing'")

@@ -87,9 +87,17 @@ def test_there_and_back(folder, run):
 
 
 def test_options_reach_the_codec(folder, run, stand_in_codec):
-    run("encode", "photo.png", "a.lci", "--threads", 3, "--device", "cpu", "--tile", 256)
+    options = ["--threads", 3, "--device", "cpu", "--tile", 256, "--projection", "erp"]
+    run("encode", "photo.png", "a.lci", *options)
     assert stand_in_codec.calls == [
-        {"quality": 50.0, "model": None, "device": "cpu", "threads": 3, "tile": 256}
+        {
+            "quality": 50.0,
+            "model": None,
+            "device": "cpu",
+            "threads": 3,
+            "tile": 256,
+            "projection": "erp",
+        }
     ]
 
 
@@ -540,11 +548,31 @@ def test_eval_with_the_anchors_of_an_earlier_run(several, run, stand_in_codec):
     fails(run("eval", "in/b.png", *reuse), "measurements.csv", "no jpeg of b.png")
 
 
+def test_eval_on_the_sphere(several, run, stand_in_codec):
+    pytest.importorskip("bjontegaard")
+    pytest.importorskip("matplotlib")
+    quick = ["photo.png", "--projection", "erp", "--qualities", "10,50,90"]
+    code, out, _ = run("eval", *quick, "--anchors", "photo,jpeg", "--out", "o")
+    assert code == 0
+    assert "pycodec against photo    viewport_psnr" in out
+    summary = json.loads((several / "o" / "summary.json").read_text())
+    assert list(summary["curves"]) == ["pycodec", "photo", "jpeg"]
+    used = [call["projection"] for call in stand_in_codec.calls]
+    assert used == ["erp"] * 4 + ["none"] * 4  # one to warm up
+    with open("o/measurements.csv") as file:
+        assert "bpp,ws_psnr,s_psnr,viewport_psnr,ws_ssim,encode_seconds" in file.readline()
+    reuse = ["--anchors", "jpeg", "--reuse", "o/measurements.csv", "--no-ms-ssim", "--out", "p"]
+    assert run("eval", *quick, *reuse)[0] == 0
+    assert "ws_ssim" not in run("eval", *quick, *reuse)[1]
+    fails(run("eval", "photo.png", "--qualities", "10,50", *reuse), "has no psnr")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["none"], "no such file"),
         (["in", "--anchors", "jpeg,mp3"], "mp3"),
+        (["in", "--anchors", "photo"], "photo"),
         (["in", "--psnr-range", "40", "30"], "empty"),
         (["in/a.jpg", "in/deeper/a.jpg"], "same name"),
         (["in", "--model", "missing"], "missing"),

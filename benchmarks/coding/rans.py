@@ -16,7 +16,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ import numpy as np
 from pycodec import _cpu
 from pycodec.coding import compressai_ans, rans
 from pycodec.coding.tables import TableSet
+from pycodec.profiling.machine import processor_name
 
 NUM_TABLES = 64
 SCALES = np.geomspace(0.11, 20, NUM_TABLES)
@@ -276,13 +276,6 @@ def print_result(result: Result, peer: Result | None) -> None:
         f" {result.over_entropy:+10.4%} {tables:>10}",
         flush=True,
     )
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

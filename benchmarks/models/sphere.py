@@ -1,12 +1,18 @@
 """What does the codec for the sphere save on equirectangular (ERP) pictures?
 
 Encodes every picture of a folder with `--projection erp`, with the photo codec as it is, and with
-the peers that Pillow has, all from real files, and prints BD-rates of the first against the others
-in WS-PSNR and in the PSNR of fourteen viewports, means of the pictures; then its times, and the
-error at the former border of a picture that was turned by half, in dB against the unturned one.
+the peers that Pillow has, all from real files. BD-rates of the first against the others are in
+WS-PSNR and in the PSNR of fourteen viewports. Where errors lie, the first two tell at equal size of
+their files: by latitude, and in the columns around the border, against the same columns of a
+picture that was turned by half, in which they lie inside.
 
-    python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json
-    python benchmarks/models/sphere.py ERP --pictures aframe_lake.png polyhaven_venice_sunset_1k.png
+Results go to a file as they come, and what it holds already is not measured again, unless the
+model's weights have changed: the command may be stopped, and run again.
+
+    python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --minutes 4
+    python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --times
+    python benchmarks/models/sphere.py --json benchmarks/results/sphere.json \\
+        --plot docs/images/sphere.png
 """
 
 from __future__ import annotations
@@ -16,118 +22,282 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from pycodec import api
-from pycodec.evaluation.anchors import TestedCodec, anchor, available_anchors
+from pycodec.evaluation.anchors import TestedCodec, anchor
 from pycodec.evaluation.bd_rate import bd_rate
-from pycodec.evaluation.sphere import viewport_psnr, ws_psnr
-from pycodec.images import Picture, load_image
+from pycodec.evaluation.evaluate import pycodec_under_test
+from pycodec.evaluation.sphere import row_weights, viewport_psnr, ws_psnr
+from pycodec.images import Picture, atomic_write, load_image
+from pycodec.projection.grid import SphereGrid
+from pycodec.projection.viewport import Viewport
+from pycodec.rate_control import encode_to_bpp
 
+HELD_OUT = ("aframe_lake.png", "polyhaven_venice_sunset_1k.png")
+"""Pictures that had no part in setting the encoder's constant."""
+
+PROJECTIONS = {"sphere": "erp", "photo": "none"}
+PEERS = ("jpeg", "webp", "avif")
 QUALITIES = (5.0, 15.0, 30.0, 45.0, 60.0, 75.0, 90.0)
 PSNR_RANGE = 28.0, 40.0
 METRICS = {"ws_psnr": ws_psnr, "viewport_psnr": viewport_psnr}
+QUALITY = 50.0
+"""Of the photo codec, where errors are looked at more closely."""
+COLUMNS = 32
+"""At each side of the border."""
+LATITUDES = 32
+REPEATS = 5
+"""Of timed work; the fastest counts, on machines with other work to do."""
+VIEWS = {
+    "ahead, 90 degrees": Viewport(0, 0, 90, 640, 480),
+    "ahead, 50 degrees": Viewport(0, 0, 50, 640, 480),
+    "up, 90 degrees": Viewport(0, 90, 90, 640, 480),
+}
 
 
-def pycodec_codec(name: str, projection: str) -> TestedCodec:
-    def encode(pixels: np.ndarray, quality: float) -> bytes:
-        return api.encode_picture(Picture(pixels), quality, projection=projection)[0]
-
-    def decode(data: bytes) -> np.ndarray:
-        return api.decode_picture(data)[0].pixels
-
-    return TestedCodec(name, QUALITIES, encode, decode)
+def codec_of(name: str) -> TestedCodec:
+    if name in PEERS:
+        return anchor(name)
+    return pycodec_under_test(QUALITIES, projection=PROJECTIONS[name], name=name)
 
 
 def curve(codec: TestedCodec, pixels: np.ndarray) -> list[dict[str, float]]:
     points = []
     for setting in codec.settings:
-        began = time.perf_counter()
         data = codec.encode(pixels, setting)
-        middle = time.perf_counter()
         decoded = codec.decode(data)
-        ended = time.perf_counter()
-        point = {
-            "setting": setting,
-            "bpp": 8 * len(data) / (pixels.shape[0] * pixels.shape[1]),
-            "encode_seconds": middle - began,
-            "decode_seconds": ended - middle,
-        }
+        point = {"setting": setting, "bpp": 8 * len(data) / (pixels.shape[0] * pixels.shape[1])}
         points.append(point | {name: metric(pixels, decoded) for name, metric in METRICS.items()})
     return points
 
 
-def seam(codec: TestedCodec, pixels: np.ndarray, quality: float) -> float:
-    """PSNR of the eight columns around the border, when it lies inside less when it is a border."""
+def where_errors_lie(pixels: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """Mean squared errors of both codecs, by latitude and around the border."""
+    photo = codec_of("photo").encode(pixels, QUALITY)
+    bpp = 8 * len(photo) / (pixels.shape[0] * pixels.shape[1])
+    sphere = codec_of("sphere")
+    quality = encode_to_bpp(Picture(pixels), bpp, partial(sphere.encode, pixels)).quality
+    near = np.arange(-COLUMNS, COLUMNS)
     half = pixels.shape[1] // 2
-    near = np.arange(-4, 4)
-    original = pixels[:, near].astype(np.float64)
-    errors = []
-    for turn in (half, 0):
-        decoded = codec.decode(codec.encode(np.roll(pixels, turn, 1), quality))
-        errors.append(np.square(np.roll(decoded, -turn, 1)[:, near] - original).mean())
-    return 10 * math.log10(errors[1] / errors[0])
+    weights = row_weights(len(pixels))
+    result = {}
+    for name, setting in (("photo", QUALITY), ("sphere", quality)):
+        codec = codec_of(name)
+
+        def error(turn: int, codec: TestedCodec = codec, setting: float = setting) -> np.ndarray:
+            decoded = codec.decode(codec.encode(np.roll(pixels, turn, 1), setting))
+            difference = np.roll(decoded, -turn, 1).astype(np.float64) - pixels
+            return np.square(difference).mean(axis=2)
+
+        at_border, inside = error(0), error(half)
+        rows = np.array_split(at_border.mean(axis=1), LATITUDES)
+        result[name] = {
+            "quality": setting,
+            "latitudes": [round(row.mean(), 3) for row in rows],
+            "border": np.average(at_border[:, near], axis=0, weights=weights).round(3).tolist(),
+            "inside": np.average(inside[:, near], axis=0, weights=weights).round(3).tolist(),
+        }
+    return result
+
+
+def fastest(work: Callable[[], object]) -> float:
+    work()
+    return min(seconds_of(work) for _ in range(REPEATS))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def padding_seconds(work: Callable[[], object]) -> float:
+    """What padding on the sphere takes of a fastest run."""
+    pad, spent = SphereGrid.pad, []
+
+    def timed(*args: Any, **options: Any) -> torch.Tensor:
+        began = time.perf_counter()
+        padded = pad(*args, **options)
+        spent.append(time.perf_counter() - began)
+        return padded
+
+    def run() -> float:
+        spent.clear()
+        work()
+        return sum(spent)
+
+    with mock.patch.object(SphereGrid, "pad", timed):
+        return min(run() for _ in range(REPEATS))
+
+
+def times(pixels: np.ndarray) -> dict[str, float]:
+    """Seconds, the least of several: files and views of the codec for the sphere."""
+    picture = Picture(pixels)
+    encode = partial(api.encode_picture, picture, QUALITY, projection="erp")
+    data, _ = encode()
+    decode = partial(api.decode_picture, data)
+    result = {}
+    for name, work in (("encode", encode), ("decode", decode)):
+        result[name] = fastest(work)
+        result[f"{name}, of it padding"] = padding_seconds(work)
+    whole = decode()[0].pixels
+    for name, view in VIEWS.items():
+        result[f"view {name}"] = fastest(partial(api.view, data, view))
+        result[f"of it drawing {name}"] = fastest(partial(view.render, whole))
+    return {name: round(seconds, 4) for name, seconds in result.items()}
+
+
+def missing(
+    paths: list[Path], known: dict, fingerprint: str, with_times: bool
+) -> Iterator[tuple[Path, str, str, Callable[[np.ndarray], object]]]:
+    """What is still to be measured: picture, kind, name, how."""
+    for path in paths:
+        found = known.setdefault(path.name, {})
+        if found.get("model") != fingerprint:  # the peers' curves still hold
+            peers = {n: c for n, c in found.get("curves", {}).items() if n in PEERS}
+            found.clear()
+            found.update(model=fingerprint, curves=peers)
+        if with_times:
+            yield path, "", "times", times
+            continue
+        for name in (*PROJECTIONS, *PEERS):
+            if name not in found["curves"]:
+                yield path, "curves", name, lambda pixels, name=name: curve(codec_of(name), pixels)
+        if "errors" not in found:
+            yield path, "", "errors", where_errors_lie
+
+
+def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
+    """BD-rates, and what the columns around the border lose, in dB."""
+
+    def mean(percents: dict[str, float], names: tuple[str, ...] | None = None) -> float | None:
+        chosen = [p for name, p in percents.items() if names is None or name in names]
+        return round(statistics.fmean(chosen), 2) if chosen else None
+
+    rates = {}
+    for other in ("photo", *PEERS):
+        for metric in METRICS:
+            percents = {}
+            for name, found in pictures.items():
+                curves = found.get("curves", {})
+                if not {"sphere", other} <= curves.keys():
+                    continue
+                points = [
+                    [(p["bpp"], p[metric]) for p in curves[codec]] for codec in (other, "sphere")
+                ]
+                rate = bd_rate(*points, PSNR_RANGE)
+                if rate is not None:
+                    percents[name] = round(rate.percent, 2)
+            rates[f"{other}, {metric}"] = {
+                "held_out": mean(percents, HELD_OUT),
+                "all": mean(percents),
+                "pictures": percents,
+            }
+    seams = {
+        name: {
+            codec: round(10 * math.log10(eight(errors["border"]) / eight(errors["inside"])), 3)
+            for codec, errors in found["errors"].items()
+        }
+        for name, found in pictures.items()
+        if "errors" in found
+    }
+    return rates, seams
+
+
+def eight(columns: list[float]) -> float:
+    """Mean of the eight columns around the border."""
+    return statistics.fmean(columns[COLUMNS - 4 : COLUMNS + 4])
+
+
+def plot(pictures: dict[str, dict], path: Path) -> None:
+    """Where errors lie, means of the pictures in dB."""
+    from matplotlib.figure import Figure
+
+    found = [p["errors"] for p in pictures.values() if "errors" in p]
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    border, latitude = figure.subplots(1, 2)
+    styles = {"photo": ("#9d4edd", "photo codec"), "sphere": ("#c1121f", "codec for the sphere")}
+    for name, (colour, label) in styles.items():
+        ratios = [10 * np.log10(np.divide(e[name]["border"], e[name]["inside"])) for e in found]
+        columns = np.arange(-COLUMNS, COLUMNS) + 0.5
+        border.plot(columns, np.mean(ratios, axis=0), color=colour, label=label, linewidth=1.8)
+        psnrs = [10 * np.log10(255**2 / np.array(e[name]["latitudes"])) for e in found]
+        middles = 90 - (np.arange(LATITUDES) + 0.5) * 180 / LATITUDES
+        latitude.plot(middles, np.mean(psnrs, axis=0), color=colour, label=label, linewidth=1.8)
+    border.axhline(0, color="gray", linewidth=0.8)
+    border.set_xlabel("columns from the border of the picture")
+    border.set_ylabel("squared error against a turned picture, dB")
+    border.set_title("At the border, where the picture meets itself")
+    latitude.set_xlabel("latitude, degrees")
+    latitude.set_ylabel("PSNR of these rows, dB")
+    latitude.set_title("From pole to pole, files of equal size")
+    latitude.set_xticks(range(-90, 91, 30))
+    for axes in (border, latitude):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"Mean of {len(found)} pictures, quality {QUALITY:g}")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--json", type=Path, required=True, help="results: taken up, and written")
     parser.add_argument("--pictures", nargs="*", help="names; default: all")
-    parser.add_argument("--no-peers", action="store_true", help="only the photo codec")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--minutes", type=float, help="begin nothing new after that time")
+    parser.add_argument("--times", action="store_true", help="measure times, and only these")
+    parser.add_argument("--plot", type=Path, help="draw where errors lie to this PNG file")
     args = parser.parse_args()
-    paths = sorted(p for p in args.folder.iterdir() if p.is_file())
+    began = time.monotonic()
+    pictures = json.loads(args.json.read_text())["pictures"] if args.json.exists() else {}
+    paths = sorted(p for p in args.folder.iterdir() if p.is_file()) if args.folder else []
     if args.pictures:
-        paths = [args.folder / name for name in args.pictures]
-    sphere = pycodec_codec("sphere", "erp")
-    codecs = [sphere, pycodec_codec("photo", "none")]
-    if not args.no_peers:
-        codecs += map(anchor, (n for n in available_anchors() if n in ("jpeg", "webp", "avif")))
-    print(f"{len(paths)} pictures, {torch.get_num_threads()} threads")
-    curves: dict[str, dict[str, list]] = {codec.name: {} for codec in codecs}
-    seams = {}
-    for path in paths:
+        paths = [path for path in paths if path.name in args.pictures]
+    fingerprint = api.encoding_model(None, False, None).fingerprint.hex()
+    work = list(missing(paths, pictures, fingerprint, args.times))
+    for done, (path, kind, name, measure) in enumerate(work):
+        if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
+            print(f"{len(work) - done} of {len(work)} measurements are left: run it again")
+            break
         pixels = load_image(path).pixels
-        sphere.decode(sphere.encode(pixels, 50.0))  # loads what is loaded once
-        for codec in codecs:
-            curves[codec.name][path.name] = curve(codec, pixels)
-        seams[path.name] = {c.name: round(seam(c, pixels, 50.0), 3) for c in codecs[:2]}
-        height, width = pixels.shape[:2]
-        times = [
-            statistics.median(p[f"{way}_seconds"] for p in curves["sphere"][path.name])
-            for way in ("encode", "decode")
-        ]
-        print(
-            f"{path.name:36} {width}x{height}  encode {times[0]:.2f} s  decode {times[1]:.2f} s  "
-            f"seam {seams[path.name]['sphere']:+.2f} dB, photo codec "
-            f"{seams[path.name]['photo']:+.2f} dB",
-            flush=True,
-        )
-    rates = {}
-    for codec in codecs[1:]:
-        for metric in METRICS:
-            points = {
-                name: {
-                    picture: [(p["bpp"], p[metric]) for p in curve]
-                    for picture, curve in curves[name].items()
-                }
-                for name in ("sphere", codec.name)
-            }
-            compare = partial(bd_rate, interval=PSNR_RANGE)
-            found = {
-                p.name: compare(points[codec.name][p.name], points["sphere"][p.name]) for p in paths
-            }
-            percents = {name: round(r.percent, 2) for name, r in found.items() if r is not None}
-            mean = round(statistics.fmean(percents.values()), 2)
-            rates[f"{codec.name}, {metric}"] = {"mean": mean, "pictures": percents}
-            print(f"BD-rate against {codec.name:6} in {metric:14} {mean:+7.2f} %  {percents}")
-    if args.json:
-        report = {"psnr_range": PSNR_RANGE, "bd_rates": rates, "seams_db": seams, "curves": curves}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        started = time.monotonic()
+        found = pictures[path.name]
+        found["size"] = list(pixels.shape[1::-1])
+        (found[kind] if kind else found)[name] = measure(pixels)
+        print(f"{path.name:36} {kind} {name}: {time.monotonic() - started:.1f} s", flush=True)
+        save(pictures, args.json)
+    rates, seams = summarize(pictures)
+    for name, rate in rates.items():
+        print(f"BD-rate against {name:22} held out {rate['held_out']} %, all {rate['all']} %")
+        print(f"    {rate['pictures']}")
+    for name, losses in seams.items():
+        print(f"{name:36} at the border {losses} dB")
+    for name, found in pictures.items():
+        if "times" in found:
+            print(f"{name:36} {found['times']}, {torch.get_num_threads()} threads")
+    save(pictures, args.json)
+    if args.plot:
+        plot(pictures, args.plot)
+
+
+def save(pictures: dict[str, dict], path: Path) -> None:
+    rates, seams = summarize(pictures)
+    report = {
+        "psnr_range": PSNR_RANGE,
+        "held_out": HELD_OUT,
+        "bd_rates": rates,
+        "seams_db": seams,
+        "pictures": pictures,
+    }
+    atomic_write(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

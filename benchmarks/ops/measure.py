@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
-import shutil
 import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,37 +14,15 @@ import torch
 
 from pycodec import _cpu
 
-AVX2 = ("-mavx2", "-mfma")
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vnni")
-
-
-def _measured_peak(name: str, flags: Iterable[str]) -> float | None:
-    """What the function ``name`` of ``name``.cpp returns, or None without a compiler."""
-    if shutil.which("c++") is None:
-        return None
-    source = Path(__file__).with_name(f"{name}.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        library = str(Path(folder, f"{name}.so"))
-        command = ["c++", "-std=c++17", "-O2", *flags, "-shared", "-fPIC", source, "-o", library]
-        subprocess.run(command, check=True)
-        measure = getattr(ctypes.CDLL(library), name)
-        measure.restype = ctypes.c_double
-        return measure()
-
 
 def int8_peak() -> float | None:
-    """int8 multiply-adds a second of one core, or None where it has no AVX-512 VNNI."""
-    if "avx512vnni" not in _cpu.supported_simd_levels():
-        return None
-    return _measured_peak("int8_peak", AVX512)
+    """int8 multiply-adds a second of one core; None where no SIMD level has them."""
+    return _cpu.arithmetic_peak("int8")
 
 
 def float32_peak() -> float | None:
-    """float32 multiply-adds a second of one core, or None where it has no AVX2."""
-    levels = _cpu.supported_simd_levels()
-    if "avx2" not in levels:
-        return None
-    return _measured_peak("float32_peak", AVX512 if "avx512vnni" in levels else AVX2)
+    """float32 multiply-adds a second of one core; None where no SIMD level has them."""
+    return _cpu.arithmetic_peak("float32")
 
 
 def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]:

@@ -2,11 +2,12 @@
 
 Question: on layers of the size of an entropy model's and of the photo codec's transforms, how fast
 is the integer convolution in each SIMD variant, what do oneDNN's int8 convolution (through
-torch.ops.quantized, requantized to uint8, too), float32 and bfloat16 cost, and what share of the core's int8 multiply-add
-rate is reached? The rate is of the best call, as the peak is, so that both mean the same on a busy
-machine; where the median is far from the best, the machine was busy. The rate of the processor is that of vpdpbusd: AMX has
-sixteen times as much, int16 weights need two or four products of bytes for one. Float layers run
-channels-last without bias, activation and requantization, which the integer layers include.
+torch.ops.quantized, requantized to uint8, too), float32 and bfloat16 cost, and what share of the
+core's int8 multiply-add rate is reached? The rate is of the best call, as the peak is, so that both
+mean the same on a busy machine; where the median is far from the best, the machine was busy. The
+processor's rate is that of vpdpbusd: AMX has sixteen times as much, int16 weights need two or four
+products of bytes for one. Float layers run channels-last without bias, activation and
+requantization, which the integer layers include.
 
     python benchmarks/ops/quantized_conv2d.py [--threads 1 2] [--seconds 0.5] [--json FILE]
 """

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 #include "rans/compressai.hpp"
 
@@ -198,6 +199,9 @@ class BoundEncoder {
 
   py::bytes flush() {
     std::vector<std::uint8_t> stream;
+    const pycodec::SpanScope span("compressai_encode", [&] {
+      return pycodec::SpanWork{static_cast<std::int64_t>(stream.size())};
+    });
     {
       py::gil_scoped_release release;
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -252,6 +256,9 @@ class BoundDecoder {
   }
 
   void decode_to(const CdfTables& tables, const Int32Items& indexes, std::int32_t* symbols) {
+    const pycodec::SpanScope span("compressai_decode", [&] {
+      return pycodec::SpanWork{static_cast<std::int64_t>(8 * indexes.size())};
+    });
     py::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     decoder_.decode(tables, indexes.data(), indexes.size(), symbols);

@@ -3,8 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <stdexcept>
 
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -35,7 +37,15 @@ Array<float> float_trimmed_conv2d(const Array<float>& x, const Array<float>& wei
   const bool* mask_data = mask.data();
   float* out_data = out.mutable_data();
   {
-    py::gil_scoped_release unlocked;
+    const pycodec::SpanScope span("float_trimmed_conv2d", [&] {
+      const auto seen = std::count(mask_data, mask_data + mask.size(), true);
+      py::gil_scoped_release unlocked;
+      const std::int64_t products =
+          seen * (shape.in_channels / shape.groups_in) * (shape.out_channels / shape.groups_out);
+      return pycodec::SpanWork{x.nbytes() + out.nbytes() + 4 * products,
+                               2 * products * shape.batch * shape.height * shape.width,
+                               pycodec::Arithmetic::kFloat32};
+    });
     pycodec::float_trimmed_conv2d(shape, x_data, weight_data, mask_data, bias_data, out_data,
                                   threads);
   }

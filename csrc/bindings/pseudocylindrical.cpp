@@ -11,6 +11,7 @@
 #include "cpu/pseudocylindrical_mask.hpp"
 #include "cpu/pseudocylindrical_pad.hpp"
 #include "cpu/pseudocylindrical_slice.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -63,6 +64,9 @@ py::array pad(const py::array& array, const std::string& dtype, const Widths& wi
   const void* from = array.data();
   void* to = out.mutable_data();
   {
+    const pycodec::SpanScope span(
+        adjoint ? "pseudocylindrical_pad_adjoint" : "pseudocylindrical_pad",
+        [&] { return pycodec::SpanWork{array.nbytes() + out.nbytes()}; });
     py::gil_scoped_release unlocked;
     const auto run =
         adjoint ? pycodec::pseudocylindrical_pad_adjoint : pycodec::pseudocylindrical_pad;
@@ -82,6 +86,8 @@ py::array mask(const py::array& array, const Widths& widths, bool channels_last,
   const auto* from = static_cast<const std::uint8_t*>(array.data());
   auto* to = static_cast<std::uint8_t*>(out.mutable_data());
   {
+    const pycodec::SpanScope span("pseudocylindrical_mask",
+                                  [&] { return pycodec::SpanWork{array.nbytes() + out.nbytes()}; });
     py::gil_scoped_release unlocked;
     pycodec::pseudocylindrical_mask(batch, rows, columns, bytes, widths, from, to, threads);
   }
@@ -126,6 +132,8 @@ py::array resample(const py::array& array, const std::string& dtype, const Integ
   const void* from = array.data();
   void* to = out.mutable_data();
   {
+    const pycodec::SpanScope span("pseudocylindrical_resample",
+                                  [&] { return pycodec::SpanWork{array.nbytes() + out.nbytes()}; });
     py::gil_scoped_release unlocked;
     pycodec::pseudocylindrical_resample(s, tables, from, to, threads);
   }

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -63,6 +64,10 @@ py::tuple stage_parameters(const Array<std::int32_t>& head, int parity_xor,
   std::int32_t* mean_data = mean.mutable_data();
   std::uint8_t* index_data = index.mutable_data();
   {
+    // Of the heads a quarter is read: the channels of the stage.
+    const pycodec::SpanScope span("stage_parameters", [&] {
+      return pycodec::SpanWork{head.nbytes() / 4 + mean.nbytes() + index.nbytes()};
+    });
     py::gil_scoped_release unlocked;
     pycodec::stage_parameters(stage, head.data(), log2_step.data(), log2_scale_min, levels,
                               mean_data, index_data, threads);
@@ -88,6 +93,10 @@ Array<std::int32_t> quantize_residuals(const Array<std::int32_t>& latents, int p
   Array<std::int32_t> symbols(shape);
   std::int32_t* out = symbols.mutable_data();
   {
+    const pycodec::SpanScope span("quantize_residuals", [&] {
+      return pycodec::SpanWork{latents.nbytes() / 4 + mean.nbytes() + index.nbytes() +
+                               symbols.nbytes()};
+    });
     py::gil_scoped_release unlocked;
     pycodec::quantize_residuals(stage, latents.data(), mean.data(), index.data(), step.data(),
                                 rounding.data(), out, threads);
@@ -110,6 +119,10 @@ void reconstruct_stage(const Array<std::int32_t>& symbols, const Array<std::int3
   std::int32_t* latent_data = latents.mutable_data();
   std::int8_t* context_data = context.mutable_data();
   {
+    const pycodec::SpanScope span("reconstruct_stage", [&] {
+      return pycodec::SpanWork{symbols.nbytes() + mean.nbytes() +
+                               (latents.nbytes() + context.nbytes()) / 4};
+    });
     py::gil_scoped_release unlocked;
     pycodec::reconstruct_stage(stage, symbols.data(), mean.data(), step.data(), multiplier.data(),
                                shift, latent_data, context_data, threads);

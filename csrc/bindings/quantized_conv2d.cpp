@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings/array_types.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -100,6 +101,13 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
   const void* source = x.data();
   void* target = out.mutable_data();
   {
+    const pycodec::SpanScope span("quantized_conv2d", [&] {
+      const std::int64_t weights = std::int64_t{shape.out_channels} * shape.kernel_height *
+                                   shape.kernel_width * shape.in_channels;
+      const std::int64_t outputs = out.size() / out.shape(3) / shape.upscale / shape.upscale;
+      return pycodec::SpanWork{x.nbytes() + out.nbytes() + weights, 2 * weights * outputs,
+                               pycodec::Arithmetic::kInt8};
+    });
     py::gil_scoped_release unlocked;
     conv.run(source, type, x.shape(0), x.shape(1), x.shape(2), added, target, threads);
   }

@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
 
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 
 namespace py = pybind11;
@@ -54,7 +56,14 @@ py::array run(const Array<std::int8_t>& x, const Array<std::int8_t>& weight,
   const std::int8_t* from = x.data();
   const std::int8_t* residual_data = residual ? residual->data() : nullptr;
   {
-    py::gil_scoped_release release;
+    const pycodec::SpanScope span("quantized_trimmed_conv2d", [&] {
+      const auto seen = mask.size() - std::count(mask.data(), mask.data() + mask.size(), 0);
+      py::gil_scoped_release release;
+      const std::int64_t products = seen * (cin / groups) * (cout / groups);
+      return pycodec::SpanWork{
+          x.nbytes() + out.nbytes() + products + (residual ? residual->nbytes() : 0),
+          2 * products * (x.size() / cin), pycodec::Arithmetic::kInt8};
+    });
     conv.run(from, residual_data, x.shape(0), x.shape(1), x.shape(2), to, threads);
   }
   return out;

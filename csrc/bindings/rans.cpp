@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bytes.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/encoder.hpp"
@@ -68,6 +69,12 @@ std::shared_ptr<TableSet> make_table_set(
                                     to_vector(offsets), has_escape);
 }
 
+// Bytes that a coder reads and writes; of a stream that is decoded in parts, without the stream.
+pycodec::SpanWork coder_work(const py::array& symbols, const py::array& indexes,
+                             std::uint64_t stream_size) {
+  return {symbols.nbytes() + indexes.nbytes() + static_cast<std::int64_t>(stream_size)};
+}
+
 py::bytes encode(const py::array& symbols, const py::array& indexes, const TableSet& tables,
                  int lanes) {
   check_same_size(symbols, indexes);
@@ -75,7 +82,10 @@ py::bytes encode(const py::array& symbols, const py::array& indexes, const Table
   const std::int32_t* data = symbol_data(symbols);
   std::vector<std::uint8_t> stream;
   with_indexes(indexes, [&](const auto* typed) {
-    py::gil_scoped_release release;
+    const pycodec::SpanScope span("rans_encode", [&] {
+      return coder_work(symbols, indexes, stream.size());
+      py::gil_scoped_release release;
+    });
     stream = pycodec::rans::encode(tables, data, typed, count, lanes);
   });
   return py::bytes(reinterpret_cast<const char*>(stream.data()), stream.size());
@@ -109,6 +119,7 @@ class BoundDecoder {
     auto* symbols = mutable_symbol_data(out, indexes.size());
     const auto count = static_cast<std::size_t>(indexes.size());
     with_indexes(indexes, [&](const auto* typed) {
+      const pycodec::SpanScope span("rans_decode", [&] { return coder_work(out, indexes, 0); });
       py::gil_scoped_release release;
       decoder_.decode(typed, count, symbols);
     });
@@ -132,7 +143,10 @@ py::bytes encode_substreams(const py::array& symbols, const py::array& indexes,
   const std::int32_t* data = symbol_data(symbols);
   std::vector<std::uint8_t> out;
   with_indexes(indexes, [&](const auto* typed) {
-    py::gil_scoped_release release;
+    const pycodec::SpanScope span("rans_encode_substreams", [&] {
+      return coder_work(symbols, indexes, out.size());
+      py::gil_scoped_release release;
+    });
     out = pycodec::rans::encode_substreams(tables, data, typed, lengths, lanes, threads);
   });
   return py::bytes(reinterpret_cast<const char*>(out.data()), out.size());
@@ -157,7 +171,12 @@ class BoundSubstreams {
     }
     auto* symbols = mutable_symbol_data(out, indexes.size());
     with_indexes(indexes, [&](const auto* typed) {
-      py::gil_scoped_release release;
+      const pycodec::SpanScope span("rans_decode_substreams", [&] {
+        std::uint64_t stream_size = 0;
+        for (std::size_t i = first; i < last; ++i) stream_size += index_[i].body_size;
+        return coder_work(out, indexes, stream_size);
+        py::gil_scoped_release release;
+      });
       pycodec::rans::decode_substreams(*tables_, index_, bytes_->data(), first, last, typed,
                                        symbols, threads);
     });

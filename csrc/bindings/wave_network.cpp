@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bytes.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/tables.hpp"
@@ -102,12 +103,16 @@ std::vector<const std::int8_t*> side_data(const WaveNetwork& network,
   return result;
 }
 
-py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
-                 const std::vector<Array<std::int8_t>>& side, int threads) {
+void check_symbols(const WaveNetwork& network, const Array<std::int32_t>& symbols, int threads) {
   if (symbols.ndim() != 3 || symbols.shape(0) != network.groups()) {
     throw std::invalid_argument("wave network: symbols must be int32 [groups, height, width]");
   }
   if (threads < 1) throw std::invalid_argument("wave network: threads must be at least 1");
+}
+
+py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
+                 const std::vector<Array<std::int8_t>>& side, int threads) {
+  check_symbols(network, symbols, threads);
   Array<std::int32_t> ordered(symbols.size());
   Array<std::uint8_t> indexes(symbols.size());
   auto* ordered_data = ordered.mutable_data();
@@ -115,12 +120,62 @@ py::tuple encode(const WaveNetwork& network, const Array<std::int32_t>& symbols,
   const std::int64_t height = symbols.shape(1);
   const std::int64_t width = symbols.shape(2);
   const auto side_pointers = side_data(network, side, height * width);
+  const pycodec::SpanScope span("wave_network_encode", [&] {
+    return pycodec::SpanWork{symbols.nbytes() + ordered.nbytes() + indexes.nbytes()};
+  });
   {
     py::gil_scoped_release release;
     network.encode(symbols.data(), side_pointers, height, width, ordered_data, index_data, threads);
   }
   return py::make_tuple(ordered, indexes);
 }
+
+// A pass that has yet to choose its last layer, with the symbols that it will put in order.
+struct EncodingPass {
+  Array<std::int32_t> symbols;
+  std::unique_ptr<WaveNetwork::Pass> pass;
+
+  EncodingPass(const WaveNetwork& network, const Array<std::int32_t>& bits,
+               const std::vector<Array<std::int8_t>>& side, int threads)
+      : symbols(bits) {
+    check_symbols(network, symbols, threads);
+    if (symbols.size() == 0) throw std::invalid_argument("wave network: there are no symbols");
+    const auto side_pointers = side_data(network, side, symbols.shape(1) * symbols.shape(2));
+    const std::int32_t* data = symbols.data();
+    py::gil_scoped_release release;
+    pass = network.begin_pass(data, side_pointers, symbols.shape(1), symbols.shape(2), threads);
+  }
+
+  Array<std::int8_t> head_input(const std::vector<std::int64_t>& rows) const {
+    const py::ssize_t side = 2 * pass->radius() + 1;
+    Array<std::int8_t> out({static_cast<py::ssize_t>(rows.size()), side,
+                            symbols.shape(2) + side - 1,
+                            static_cast<py::ssize_t>(pass->channels())});
+    const std::int64_t size =
+        rows.empty() ? 0 : out.size() / static_cast<std::int64_t>(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i] < 0 || rows[i] >= symbols.shape(1)) {
+        throw std::invalid_argument("wave network: no such row");
+      }
+      pass->copy_head_input(rows[i], out.mutable_data() + static_cast<std::int64_t>(i) * size);
+    }
+    return out;
+  }
+
+  py::tuple finish(const WaveNetwork& head, int threads) const {
+    check_symbols(head, symbols, threads);
+    Array<std::int32_t> ordered(symbols.size());
+    Array<std::uint8_t> indexes(symbols.size());
+    const std::int32_t* data = symbols.data();
+    auto* ordered_data = ordered.mutable_data();
+    auto* index_data = indexes.mutable_data();
+    {
+      py::gil_scoped_release release;
+      pass->finish(head, data, ordered_data, index_data, threads);
+    }
+    return py::make_tuple(ordered, indexes);
+  }
+};
 
 Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
                            const TableSet& tables, const std::vector<Array<std::int8_t>>& side,
@@ -130,6 +185,9 @@ Array<std::int32_t> decode(const WaveNetwork& network, const py::buffer& data,
   Array<std::int32_t> symbols({static_cast<py::ssize_t>(network.groups()),
                                static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
   auto* symbol_data = symbols.mutable_data();
+  const pycodec::SpanScope span("wave_network_decode", [&] {
+    return pycodec::SpanWork{symbols.nbytes() + static_cast<std::int64_t>(bytes.size())};
+  });
   {
     py::gil_scoped_release release;
     pycodec::rans::Decoder decoder(tables, bytes.data(), bytes.size());
@@ -149,4 +207,11 @@ void bind_wave_network(py::module_& m) {
       .def("encode", &encode, py::arg("symbols"), py::arg("side"), py::arg("threads"))
       .def("decode", &decode, py::arg("data"), py::arg("tables"), py::arg("side"),
            py::arg("height"), py::arg("width"), py::arg("threads"));
+  py::class_<EncodingPass>(m, "WavePass", "A WaveNetwork's encode whose last layer comes later.")
+      .def(py::init<const WaveNetwork&, const Array<std::int32_t>&,
+                    const std::vector<Array<std::int8_t>>&, int>(),
+           py::arg("network"), py::arg("symbols"), py::arg("side"), py::arg("threads"),
+           py::keep_alive<1, 2>())
+      .def("head_input", &EncodingPass::head_input, py::arg("rows"))
+      .def("finish", &EncodingPass::finish, py::arg("head"), py::arg("threads"));
 }

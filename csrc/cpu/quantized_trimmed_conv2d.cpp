@@ -79,11 +79,12 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
   const auto pack = [&](int first_out, int width) {
     Group group;
     std::vector<int> input_taps;
-    std::vector<std::int8_t> packed, packed_blocks;
+    std::vector<std::int8_t> packed, packed_blocks, packed_pairs;
     for (int tap = 0; tap < taps; ++tap) {
       const Input place = {tap / from.kernel_columns - from.kernel_rows / 2,
                            tap % from.kernel_columns - from.kernel_columns / 2, 0};
       int block_end = 0;
+      int pair_end = 0;
       for (int first = 0; first < in_channels; first += kTrimmedGroup) {
         const int last_group = std::min(first + kTrimmedGroup, in_channels) - 1;
         bool seen = false;
@@ -95,11 +96,22 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
         if (!seen) continue;
         group.inputs.push_back({place.row, place.column, first});
         input_taps.push_back(tap);
-        if (width > 1 || first < block_end) continue;
-        group.blocks.push_back({place.row, place.column, first});
-        block_end = first + kTrimmedBlock;
-        for (int c = first; c < block_end; ++c)
-          packed_blocks.push_back(weight_at(first_out, tap, c));
+        if (width == 1 && first >= block_end) {
+          group.blocks.push_back({place.row, place.column, first});
+          block_end = first + kTrimmedBlock;
+          for (int c = first; c < block_end; ++c) {
+            packed_blocks.push_back(weight_at(first_out, tap, c));
+          }
+        }
+        if (width > 1 && width <= kTrimmedLanes && first >= pair_end) {
+          group.pairs.push_back({place.row, place.column, first});
+          pair_end = first + kTrimmedPair;
+          for (int out = 0; out < kTrimmedLanes; ++out) {
+            for (int c = first; c < pair_end; ++c) {
+              packed_pairs.push_back(out < width ? weight_at(first_out + out, tap, c) : 0);
+            }
+          }
+        }
       }
     }
     group.width = width;
@@ -119,6 +131,7 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
     }
     group.weights = aligned_copy(packed);
     group.block_weights = aligned_copy(packed_blocks);
+    group.pair_weights = aligned_copy(packed_pairs);
     for (int c = first_out; c < first_out + width; ++c) {
       std::uint32_t sum = 0;
       for (int tap = 0; tap < taps; ++tap) {
@@ -160,7 +173,7 @@ TrimmedConv::Places TrimmedConv::places(const Group& group, std::int64_t pitch) 
     }
     return result;
   };
-  return {offsets(group.inputs), offsets(group.blocks)};
+  return {offsets(group.inputs), offsets(group.blocks), offsets(group.pairs)};
 }
 
 TrimmedConv::Places TrimmedConv::places(int group, std::int64_t pitch) const {
@@ -182,6 +195,9 @@ TrimmedLayer TrimmedConv::layer(const Group& group, const Places& places, std::u
           static_cast<int>(places.blocks.size()),
           places.blocks.data(),
           reinterpret_cast<const std::int8_t*>(group.block_weights.data()),
+          static_cast<int>(places.pairs.size()),
+          places.pairs.data(),
+          reinterpret_cast<const std::int8_t*>(group.pair_weights.data()),
           group.bias.data(),
           group.multiplier.data(),
           group.negative_multiplier.data(),

@@ -47,7 +47,7 @@ class TrimmedConv {
 
   // Where the kernels find what output group `group` sees, in a frame with rows of `pitch` pixels.
   struct Places {
-    std::vector<std::int64_t> inputs, blocks;
+    std::vector<std::int64_t> inputs, blocks, pairs;
   };
   Places places(int group, std::int64_t pitch) const;
 
@@ -75,8 +75,8 @@ class TrimmedConv {
   };
   struct Group {
     int width, vectors;  // output channels
-    std::vector<Input> inputs, blocks;
-    AlignedBuffer weights{0}, block_weights{0};
+    std::vector<Input> inputs, blocks, pairs;
+    AlignedBuffer weights{0}, block_weights{0}, pair_weights{0};
     std::vector<std::int32_t> bias, own_bias, multiplier, negative_multiplier;
   };
 

@@ -1,6 +1,9 @@
-// AVX-512 VNNI in vectors of 8 lanes: groups of a context network are narrow, and a processor that
-// halves its 512-bit vectors loses nothing. Requantization has 8 lanes of 64 bits.
+// AVX-512 VNNI in vectors of 8 lanes, as groups of a context network are narrow. Where a group has
+// no more than these, pairs of inputs fill 16 lanes, which halves the loads. Requantization has 8
+// lanes of 64 bits.
 #include <immintrin.h>
+
+#include <type_traits>
 
 #include "cpu/quantized_trimmed_conv2d_kernel.hpp"
 
@@ -24,12 +27,13 @@ struct Requantizer {
         residual_flip(_mm_set1_epi8(static_cast<char>(layer.residual_flip))),
         residual_multiplier(_mm512_set1_epi64(layer.residual_multiplier)) {}
 
-  // Eight outputs in the low bytes. Saturation to 16 bits leaves every clamp to a byte as it is.
+  // Eight outputs in the low bytes. A lane of acc has the accumulator in its low half and the same
+  // sign. Saturation to 16 bits leaves every clamp to a byte as it is.
   template <bool HasResidual>
-  __m128i run(__m256i acc, __m512i positive, __m512i negative, __m128i residual) const {
-    const __mmask8 is_negative = _mm256_cmplt_epi32_mask(acc, _mm256_setzero_si256());
+  __m128i run(__m512i acc, __m512i positive, __m512i negative, __m128i residual) const {
+    const __mmask8 is_negative = _mm512_cmplt_epi64_mask(acc, _mm512_setzero_si512());
     const __m512i multiplier = _mm512_mask_mov_epi64(positive, is_negative, negative);
-    __m512i sum = _mm512_mul_epi32(_mm512_cvtepi32_epi64(acc), multiplier);
+    __m512i sum = _mm512_mul_epi32(acc, multiplier);
     sum = _mm512_add_epi64(sum, half);
     if (HasResidual) {
       const __m512i value = _mm512_cvtepi8_epi64(_mm_xor_si128(residual, residual_flip));
@@ -56,7 +60,8 @@ inline __m256i load_group(const std::uint8_t* p) {
 // acc += x * weights. In assembly, since GCC 12 copies every
 // accumulator twice for the intrinsic. All loops over accumulators must be unrolled, as an index
 // known at run time only would keep them in memory.
-inline void add_products(__m256i& acc, __m256i x, __m256i weights) {
+template <typename Vector>
+inline void add_products(Vector& acc, Vector x, Vector weights) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(weights));
 }
 
@@ -163,32 +168,106 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
         bytes = _mm_maskz_loadu_epi8(mask, residual);
         residual += tile.residual_step;
       }
-      store_bytes(out, requantizer.run<HasResidual>(acc[p][v], positive, negative, bytes),
-                  channels);
+      const __m512i wide = _mm512_cvtepi32_epi64(acc[p][v]);
+      store_bytes(out, requantizer.run<HasResidual>(wide, positive, negative, bytes), channels);
     }
   }
 }
 
-// All positions for Vectors vectors, in tiles of at most Positions. What is left is covered by a
-// tile that begins earlier: to compute an output twice does no harm.
-template <int Vectors, int Positions, bool HasResidual>
-void run_chunk(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
-               int first, const std::int8_t* weights) {
+// The outputs of Positions positions in a single vector, from pairs of inputs.
+template <int Positions, bool HasResidual>
+void run_pair_tile(const TrimmedLayer& layer, const TrimmedTile& tile,
+                   const Requantizer& requantizer, std::int64_t position) {
+  constexpr int kSets = Positions >= 8 ? 1 : Positions >= 4 ? 2 : 4;  // as in run_tile
+  constexpr int kRows = (Positions + 3) / 4;
+  constexpr int kPairBytes = kTrimmedLanes * kTrimmedPair;
+  // A lane of 64 bits is an output: what the first inputs of the pairs give, and the second.
+  __m512i acc[kSets][Positions] = {};
+  const __m512i bias = _mm512_cvtepu32_epi64(load_8(layer.bias));
+#pragma GCC unroll 12
+  for (int p = 0; p < Positions; ++p) acc[0][p] = bias;
+  const std::int64_t step = tile.window_step;
+  const std::uint8_t* window = tile.window + position * step;
+  const std::int8_t* weights = layer.pair_weights;
+  const auto add_pair = [&](__m512i(&sums)[Positions], const std::uint8_t* row,
+                            const std::int8_t* of_pair) {
+    const __m512i w = _mm512_load_si512(of_pair);
+#pragma GCC unroll 3
+    for (int r = 0; r < kRows; ++r, row += 4 * step) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        if (4 * r + k >= Positions) break;
+        std::int64_t pair;
+        __builtin_memcpy(&pair, row + k * step, sizeof pair);
+        add_products(sums[4 * r + k], _mm512_set1_epi64(pair), w);
+      }
+    }
+  };
+  int i = 0;
+  for (; i + kSets <= layer.num_pairs; i += kSets, weights += kSets * kPairBytes) {
+#pragma GCC unroll 4
+    for (int set = 0; set < kSets; ++set) {
+      add_pair(acc[set], window + layer.pairs[i + set], weights + set * kPairBytes);
+    }
+  }
+  for (; i < layer.num_pairs; ++i, weights += kPairBytes) {
+    add_pair(acc[0], window + layer.pairs[i], weights);
+  }
+  const auto mask =
+      static_cast<__mmask16>(layer.width < kTrimmedLanes ? (1 << layer.width) - 1 : 0xFF);
+  const __m512i positive = widened(layer.multiplier);
+  const __m512i negative = widened(layer.negative_multiplier);
+  std::uint8_t* out = tile.out + position * tile.out_step;
+  const std::uint8_t* residual =
+      HasResidual ? tile.residual + position * tile.residual_step : nullptr;
+#pragma GCC unroll 12
+  for (int p = 0; p < Positions; ++p, out += tile.out_step) {
+    __m512i sum = acc[0][p];
+#pragma GCC unroll 3
+    for (int set = 1; set < kSets; ++set) sum = _mm512_add_epi32(sum, acc[set][p]);
+    // Both halves of a lane become its whole sum.
+    sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB));
+    __m128i bytes = _mm_setzero_si128();
+    if (HasResidual) {
+      bytes = _mm_maskz_loadu_epi8(mask, residual);
+      residual += tile.residual_step;
+    }
+    store_bytes(out, requantizer.run<HasResidual>(sum, positive, negative, bytes), layer.width);
+  }
+}
+
+// Calls run_tile<Positions>(position) until all positions are covered, in tiles of at most
+// Positions. What is left is covered by a tile that begins earlier: to compute an output twice does
+// no harm.
+template <int Positions, typename RunTile>
+void cover(std::int64_t positions, const RunTile& run_tile) {
   if constexpr (Positions > 1) {
-    if (tile.positions < Positions) {
-      constexpr int kFewer = Positions > 8 ? 8 : Positions > 4 ? 4 : Positions / 2;
-      run_chunk<Vectors, kFewer, HasResidual>(layer, tile, requantizer, first, weights);
+    if (positions < Positions) {
+      cover<(Positions > 8 ? 8 : Positions > 4 ? 4 : Positions / 2)>(positions, run_tile);
       return;
     }
   }
+  const std::integral_constant<int, Positions> count;
   std::int64_t position = 0;
-  for (; position + Positions <= tile.positions; position += Positions) {
-    run_tile<Vectors, Positions, HasResidual>(layer, tile, requantizer, position, first, weights);
-  }
-  if (position < tile.positions) {
-    run_tile<Vectors, Positions, HasResidual>(layer, tile, requantizer, tile.positions - Positions,
-                                              first, weights);
-  }
+  for (; position + Positions <= positions; position += Positions) run_tile(count, position);
+  if (position < positions) run_tile(count, positions - Positions);
+}
+
+// All positions for Vectors vectors.
+template <int Vectors, int Positions, bool HasResidual>
+void run_chunk(const TrimmedLayer& layer, const TrimmedTile& tile, const Requantizer& requantizer,
+               int first, const std::int8_t* weights) {
+  cover<Positions>(tile.positions, [&](auto count, std::int64_t position) {
+    run_tile<Vectors, count.value, HasResidual>(layer, tile, requantizer, position, first, weights);
+  });
+}
+
+template <bool HasResidual>
+void run_pairs(const TrimmedLayer& layer, const TrimmedTile& tile) {
+  const Requantizer requantizer(layer);
+  cover<12>(tile.positions, [&](auto count, std::int64_t position) {
+    run_pair_tile<count.value, HasResidual>(layer, tile, requantizer, position);
+  });
 }
 
 template <bool HasResidual>
@@ -242,7 +321,7 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
         add_products(acc[p], _mm256_loadu_si256(pixel), w);
       }
     }
-    const __m256i sums = _mm256_add_epi32(sums_of_8(acc), bias);
+    const __m512i sums = _mm512_cvtepi32_epi64(_mm256_add_epi32(sums_of_8(acc), bias));
     std::uint64_t outs;
     if (tile.residual) {
       std::uint8_t residuals[8] = {};
@@ -272,6 +351,8 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
 void run_trimmed_avx512vnni(const TrimmedLayer& layer, const TrimmedTile& tile) {
   if (layer.num_blocks > 0) {
     run_narrow(layer, tile);
+  } else if (layer.num_pairs > 0) {
+    tile.residual ? run_pairs<true>(layer, tile) : run_pairs<false>(layer, tile);
   } else if (tile.residual) {
     run_chunks<true>(layer, tile);
   } else {

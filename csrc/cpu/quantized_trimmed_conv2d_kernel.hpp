@@ -21,6 +21,9 @@ constexpr int kTrimmedMaxVectors = 4;  // to a chunk: of output channels compute
 // Channels in a row of memory, for layers with a single output channel in a group.
 constexpr int kTrimmedBlock = 32;
 
+// Input channels to a lane of 64 bits, for layers whose groups have a single vector.
+constexpr int kTrimmedPair = 2 * kTrimmedGroup;
+
 // Kernels may read so far beyond the last byte of a frame.
 constexpr int kTrimmedSlack = kTrimmedBlock;
 
@@ -37,7 +40,10 @@ struct TrimmedLayer {
   int num_blocks;              // the same once more where width is 1, else none
   const std::int64_t* blocks;
   const std::int8_t* block_weights;  // [block][kTrimmedBlock], 32-byte aligned
-  const std::int32_t* bias;          // less 128 times the sum of the weights
+  int num_pairs;                     // once more where there is one vector of several channels
+  const std::int64_t* pairs;
+  const std::int8_t* pair_weights;  // [pair][lane][kTrimmedPair], 64-byte aligned
+  const std::int32_t* bias;         // less 128 times the sum of the weights
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
   std::int32_t residual_multiplier;

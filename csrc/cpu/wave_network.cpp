@@ -4,12 +4,14 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "cpu/parallel.hpp"
+#include "cpu/spans.hpp"
 #include "cpu/team.hpp"
 
 #if defined(__linux__)
@@ -51,7 +53,8 @@ void advise_huge_pages([[maybe_unused]] std::uint8_t* data, [[maybe_unused]] std
 struct WaveNetwork::Layer {
   int input, residual, output;  // tensors; residual and output may be -1
   TrimmedConv conv;
-  std::vector<std::uint8_t> active;  // by residue; empty: everywhere
+  std::vector<std::uint8_t> active;    // by residue; empty: everywhere
+  std::vector<std::int64_t> products;  // of a position, by group
 };
 
 // Positions of a group in the order of coding, as far as they lie on a line.
@@ -61,6 +64,22 @@ struct WaveNetwork::Run {
   std::int64_t row_step, column_step;
   std::int64_t count;
   std::size_t first, index_step;  // their places in the wave
+};
+
+// A layer as the kernels see it, for frames with rows of `pitch` pixels. Refers to the layer.
+struct WaveNetwork::LayerView {
+  LayerView(const Layer& layer, std::int64_t pitch) {
+    const auto flip = static_cast<std::uint8_t>(layer.output < 0 ? 0 : 128);
+    for (int g = 0; g < layer.conv.groups(); ++g) places.push_back(layer.conv.places(g, pitch));
+    for (int g = 0; g < layer.conv.groups(); ++g) {
+      groups.push_back(layer.conv.layer(g, places[static_cast<std::size_t>(g)], flip, 128));
+      blind.push_back(layer.conv.blind_layer(g, flip, 128));
+    }
+  }
+
+  std::vector<TrimmedConv::Places> places;
+  std::vector<TrimmedLayer> groups;
+  std::vector<TrimmedLayer> blind;  // where the layer sees nothing
 };
 
 // The activations of one picture, and what depends on its width.
@@ -108,21 +127,7 @@ struct WaveNetwork::Frames {
                   static_cast<std::size_t>(padding * pitch * bytes));
     }
     for (const Layer& layer : network.layers_) {
-      const auto flip = static_cast<std::uint8_t>(layer.output < 0 ? 0 : 128);
-      std::vector<TrimmedConv::Places> places_of_layer;
-      std::vector<TrimmedLayer> blind_of_layer;
-      for (int g = 0; g < network.groups_; ++g) {
-        places_of_layer.push_back(layer.conv.places(g, pitch));
-        blind_of_layer.push_back(layer.conv.blind_layer(g, flip, 128));
-      }
-      places.push_back(std::move(places_of_layer));
-      blind_layers.push_back(std::move(blind_of_layer));
-      std::vector<TrimmedLayer> of_layer;
-      for (int g = 0; g < network.groups_; ++g) {
-        of_layer.push_back(
-            layer.conv.layer(g, places.back()[static_cast<std::size_t>(g)], flip, 128));
-      }
-      layers.push_back(std::move(of_layer));
+      views.push_back(std::make_unique<LayerView>(layer, pitch));
     }
   }
 
@@ -136,12 +141,11 @@ struct WaveNetwork::Frames {
   std::int64_t height, width, padding, pitch;
   TrimmedKernel kernel;
   std::vector<std::int64_t> pixel_bytes;
-  std::vector<std::vector<TrimmedLayer>> layers, blind_layers;  // [layer][group]
+  std::vector<std::unique_ptr<LayerView>> views;  // by layer
 
  private:
   std::vector<AlignedBuffer> memory;
-  std::vector<std::uint8_t*> data;                       // of each tensor
-  std::vector<std::vector<TrimmedConv::Places>> places;  // [layer][group]
+  std::vector<std::uint8_t*> data;  // of each tensor
 };
 
 WaveNetwork::~WaveNetwork() = default;
@@ -254,9 +258,17 @@ WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t num
           name + " and its residual differ in width");
   require(from.conv.lower >= (is_last ? 0 : -128) && from.conv.upper <= (is_last ? 255 : 127),
           name + " has a bad range");
-  Layer layer = {from.input, from.residual, is_last ? -1 : num_tensors, TrimmedConv(from.conv), {}};
+  Layer layer = {from.input, from.residual, is_last ? -1 : num_tensors, TrimmedConv(from.conv), {},
+                 {}};
   if (from.active != nullptr) {
     layer.active.assign(from.active, from.active + order_.phase.size());
+  }
+  const std::int64_t seen_by =
+      std::int64_t{groups_} * from.conv.kernel_rows * from.conv.kernel_columns;
+  for (int g = 0; g < groups_; ++g) {
+    const std::uint8_t* mask = from.conv.mask + g * seen_by;
+    const std::int64_t seen = seen_by - std::count(mask, mask + seen_by, 0);
+    layer.products.push_back(seen * from.conv.in_width * from.conv.out_width);
   }
   layers_.push_back(std::move(layer));
   padding_ =
@@ -446,8 +458,8 @@ void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run&
     tile.out_step = step * frames.bytes(layer.output);
   }
   const bool sees = layer.active.empty() || layer.active[residue(row, column)];
-  const auto& of_group = sees ? frames.layers : frames.blind_layers;
-  frames.kernel(of_group[number][static_cast<std::size_t>(run.group)], tile);
+  const LayerView& view = *frames.views[number];
+  frames.kernel((sees ? view.groups : view.blind)[static_cast<std::size_t>(run.group)], tile);
 }
 
 // Whole rows, for layers whose inputs are known everywhere. indexes: [groups][height][width].
@@ -465,6 +477,12 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
     }
   };
   for (const Stage& stage : stages) {
+    const SpanScope span("wave_network_layers", [&] {
+      SpanWork work = {};
+      for (int g = 0; g < groups_; ++g) add_work(work, stage, g, height * width);
+      work.number = static_cast<std::int64_t>(stage.front());
+      return work;
+    });
     if (stage.size() == 1) {
       parallel_for(height * groups_, threads, [&](std::int64_t item) {
         run_row(stage[0], static_cast<int>(item / height), item % height);
@@ -476,6 +494,19 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
         for (int g = 0; g < groups_; ++g) run_row(number, g, row);
       }
     });
+  }
+}
+
+// Adds what the layers of a stage do for so many positions of a group: they read and write each
+// activation once.
+void WaveNetwork::add_work(SpanWork& work, const Stage& stage, int group,
+                           std::int64_t positions) const {
+  work.arithmetic = Arithmetic::kInt8;
+  for (const std::size_t number : stage) {
+    const Layer& layer = layers_[number];
+    work.operations += 2 * positions * layer.products[static_cast<std::size_t>(group)];
+    work.bytes += positions * (layer.conv.in_width() + layer.conv.out_width() +
+                               (layer.residual < 0 ? 0 : layer.conv.out_width()));
   }
 }
 
@@ -530,19 +561,91 @@ void WaveNetwork::encode(const std::int32_t* symbols, const std::vector<const st
   if (area == 0) return;
   const Frames frames(*this, height, width, true);
   fill_side(side, frames, threads);
-  parallel_for(height, threads, [&](std::int64_t row) {
+  fill_symbols(symbols, frames, threads);
+  AlignedBuffer raster_indexes(static_cast<std::size_t>(area * groups_));
+  run_stages(full_stages_, frames, raster_indexes.data(), threads);
+  put_in_order(symbols, raster_indexes.data(), height, width, ordered_symbols, indexes, threads);
+}
+
+std::unique_ptr<WaveNetwork::Pass> WaveNetwork::begin_pass(
+    const std::int32_t* symbols, const std::vector<const std::int8_t*>& side, std::int64_t height,
+    std::int64_t width, int threads) const {
+  auto frames = std::make_unique<Frames>(*this, height, width, true);
+  fill_side(side, *frames, threads);
+  fill_symbols(symbols, *frames, threads);
+  std::vector<Stage> stages = full_stages_;
+  stages.back().pop_back();
+  if (stages.back().empty()) stages.pop_back();
+  run_stages(stages, *frames, nullptr, threads);
+  return std::make_unique<Pass>(*this, std::move(frames));
+}
+
+WaveNetwork::Pass::Pass(const WaveNetwork& network, std::unique_ptr<Frames> frames)
+    : network_(network), frames_(std::move(frames)) {}
+
+WaveNetwork::Pass::~Pass() = default;
+
+std::int64_t WaveNetwork::Pass::radius() const {
+  return network_.layers_.back().conv.kernel_rows() / 2;
+}
+
+std::int64_t WaveNetwork::Pass::channels() const {
+  return std::int64_t{network_.groups_} * network_.layers_.back().conv.in_width();
+}
+
+void WaveNetwork::Pass::copy_head_input(std::int64_t row, std::int8_t* out) const {
+  const int input = network_.layers_.back().input;
+  for (std::int64_t r = row - radius(); r <= row + radius(); ++r) {
+    const std::uint8_t* from = frames_->at(input, r, -radius());
+    for (std::int64_t i = 0; i < frames_->width + 2 * radius();
+         ++i, from += frames_->bytes(input)) {
+      for (std::int64_t c = 0; c < channels(); ++c) {
+        *out++ = static_cast<std::int8_t>(from[c] ^ -128);
+      }
+    }
+  }
+}
+
+void WaveNetwork::Pass::finish(const WaveNetwork& head, const std::int32_t* symbols,
+                               std::int32_t* ordered_symbols, std::uint8_t* indexes,
+                               int threads) const {
+  const Layer& layer = head.layers_.back();
+  const Layer& before = network_.layers_.back();
+  require(head.layers_.size() == network_.layers_.size() && layer.input == before.input &&
+              layer.residual == before.residual && layer.conv.groups() == before.conv.groups() &&
+              layer.conv.in_width() == before.conv.in_width() &&
+              layer.conv.kernel_rows() == before.conv.kernel_rows() &&
+              layer.conv.kernel_columns() == before.conv.kernel_columns(),
+          "the head is one of another network");
+  frames_->views.back() = std::make_unique<LayerView>(layer, frames_->pitch);
+  const std::int64_t height = frames_->height;
+  const std::int64_t width = frames_->width;
+  AlignedBuffer raster_indexes(static_cast<std::size_t>(height * width * head.groups_));
+  head.run_stages({{head.layers_.size() - 1}}, *frames_, raster_indexes.data(), threads);
+  head.put_in_order(symbols, raster_indexes.data(), height, width, ordered_symbols, indexes,
+                    threads);
+}
+
+void WaveNetwork::fill_symbols(const std::int32_t* symbols, const Frames& frames,
+                               int threads) const {
+  const std::int64_t area = frames.height * frames.width;
+  parallel_for(frames.height, threads, [&](std::int64_t row) {
     for (int g = 0; g < groups_; ++g) {
-      const std::int32_t* from = symbols + g * area + row * width;
+      const std::int32_t* from = symbols + g * area + row * frames.width;
       std::uint8_t* to = frames.at(0, row, 0) + g;
-      for (std::int64_t column = 0; column < width; ++column, to += frames.bytes(0)) {
+      for (std::int64_t column = 0; column < frames.width; ++column, to += frames.bytes(0)) {
         *to = frame_value(from[column]);
       }
     }
   });
-  AlignedBuffer raster_indexes(static_cast<std::size_t>(area * groups_));
-  run_stages(full_stages_, frames, raster_indexes.data(), threads);
+}
 
-  // Into the order of coding: some waves to a thread, or some runs where there are few waves.
+// Some waves to a thread, or some runs where there are few waves.
+void WaveNetwork::put_in_order(const std::int32_t* symbols, const std::uint8_t* raster_indexes,
+                               std::int64_t height, std::int64_t width,
+                               std::int32_t* ordered_symbols, std::uint8_t* indexes,
+                               int threads) const {
+  const std::int64_t area = height * width;
   const std::int64_t waves = num_waves(height, width);
   const std::int64_t parts = waves < 8 * threads ? threads : 1;
   const std::int64_t chunks = std::min<std::int64_t>(waves, 8 * std::int64_t{threads});
@@ -570,12 +673,23 @@ void WaveNetwork::encode(const std::int32_t* symbols, const std::vector<const st
         std::size_t to = begin + run.first;
         for (std::int64_t i = 0; i < run.count; ++i, from += step, to += run.index_step) {
           ordered_symbols[to] = symbols[from];
-          indexes[to] = raster_indexes.data()[from];
+          indexes[to] = raster_indexes[from];
         }
       }
       begin += size;
     }
   });
+}
+
+void WaveNetwork::record_wave(const std::vector<Run>& runs, std::int64_t number,
+                              std::int64_t began) const {
+  SpanWork work = {};
+  for (const Run& run : runs) {
+    for (const Stage& stage : wave_stages_) add_work(work, stage, run.group, run.count);
+  }
+  work.number = number;
+  work.is_wave = true;
+  SpanRecorder::add({"wave", began, SpanRecorder::now(), work});
 }
 
 void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::int8_t*>& side,
@@ -631,12 +745,19 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
     for (std::int64_t t = 0; t < waves; ++t) {
       const std::size_t count = runs_of_wave(t, height, width, plan.runs);
       if (count == 0) continue;
+      const bool is_recorded = thread == 0 && SpanRecorder::is_on();
+      const std::int64_t wave_began = is_recorded ? SpanRecorder::now() : 0;
       for (const Stage& stage : wave_stages_) {
+        const SpanScope span("wave_layers", [&] {
+          return SpanWork{0, 0, Arithmetic::kNone, static_cast<std::int64_t>(stage.front())};
+        });
         run_share(stage, frames, plan.runs, thread, team, indexes.data());
         barrier.wait();
       }
       if (thread == 0) {
         try {
+          const SpanScope span("wave_symbols",
+                               [&] { return SpanWork{static_cast<std::int64_t>(5 * count)}; });
           decoder.decode(indexes.data(), count, drawn(number));
           write_frame(plan.runs, drawn(number));
         } catch (...) {
@@ -647,6 +768,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
       if (thread == team - 1) write_symbols(plan.before, drawn(number + 1));
       barrier.wait();
       if (stopped.load(std::memory_order_relaxed)) return;
+      if (is_recorded) record_wave(plan.runs, t, wave_began);
       std::swap(plan.runs, plan.before);
       ++number;
     }

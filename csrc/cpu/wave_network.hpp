@@ -4,9 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/quantized_trimmed_conv2d.hpp"
+#include "cpu/spans.hpp"
 #include "rans/decoder.hpp"
 
 namespace pycodec {
@@ -46,12 +48,19 @@ class WaveNetwork {
               std::int64_t height, std::int64_t width, std::int32_t* ordered_symbols,
               std::uint8_t* indexes, int threads) const;
 
+  // The same in two steps, so that the last layer may be chosen by what it will see.
+  class Pass;
+  std::unique_ptr<Pass> begin_pass(const std::int32_t* symbols,
+                                   const std::vector<const std::int8_t*>& side, std::int64_t height,
+                                   std::int64_t width, int threads) const;
+
   // The opposite. Throws what the decoder throws.
   void decode(rans::Decoder& decoder, const std::vector<const std::int8_t*>& side,
               std::int64_t height, std::int64_t width, std::int32_t* symbols, int threads) const;
 
  private:
   struct Layer;
+  struct LayerView;
   struct Frames;
   struct Run;
   using Stage = std::vector<std::size_t>;  // layers
@@ -88,8 +97,38 @@ class WaveNetwork {
                   int threads) const;
   void run_share(const Stage& stage, const Frames& frames, const std::vector<Run>& runs, int thread,
                  int team, std::uint8_t* indexes) const;
+  void add_work(SpanWork& work, const Stage& stage, int group, std::int64_t positions) const;
+  void record_wave(const std::vector<Run>& runs, std::int64_t number, std::int64_t began) const;
   void fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
                  int threads) const;
+  void fill_symbols(const std::int32_t* symbols, const Frames& frames, int threads) const;
+  void put_in_order(const std::int32_t* symbols, const std::uint8_t* raster_indexes,
+                    std::int64_t height, std::int64_t width, std::int32_t* ordered_symbols,
+                    std::uint8_t* indexes, int threads) const;
+};
+
+// All layers but the last have run. Refers to the network.
+class WaveNetwork::Pass {
+ public:
+  Pass(const WaveNetwork& network, std::unique_ptr<Frames> frames);
+  ~Pass();
+
+  // Radius of the last layer, and channels of its input.
+  std::int64_t radius() const;
+  std::int64_t channels() const;
+
+  // What the last layer sees for row `row`, 0 beyond the border:
+  // int8 [2 * radius + 1][width + 2 * radius][channels].
+  void copy_head_input(std::int64_t row, std::int8_t* out) const;
+
+  // Runs the last layer, that of `head`, a network that differs in its weights alone. Arguments as
+  // of WaveNetwork::encode.
+  void finish(const WaveNetwork& head, const std::int32_t* symbols, std::int32_t* ordered_symbols,
+              std::uint8_t* indexes, int threads) const;
+
+ private:
+  const WaveNetwork& network_;
+  std::unique_ptr<Frames> frames_;
 };
 
 }  // namespace pycodec

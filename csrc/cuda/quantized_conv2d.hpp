@@ -21,6 +21,20 @@ struct QuantizedConv2dArguments {
   bool x_is_signed;
   int stride, upscale, shift;
   std::int32_t lower, upper;
+
+  // Positions of outputs, before they are spread to patches.
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      std::int64_t out_height() const {
+    return height > 0 ? (height - 1) / stride + 1 : 0;
+  }
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      std::int64_t out_width() const {
+    return width > 0 ? (width - 1) / stride + 1 : 0;
+  }
 };
 
 // Queues the kernel on `stream` (a cudaStream_t) of the current device; does not wait for it.

@@ -2,38 +2,16 @@
 // kPositions x kOut outputs, kThreadPositions x kThreadOut of them a thread, over the blocks of
 // weights that its output group sees. Inputs and weights pass through shared memory.
 //
-// As in rans/warp.hpp the code is written for all threads at once: a Block is what runs it,
-// DeviceBlock on the GPU, one for the host in the tests. Variables of type PerThread differ from
-// thread to thread and are used inside each(); all others are the same in all threads.
+// block.hpp says how the code is written.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/block.hpp"
 #include "cuda/int8.hpp"
 #include "cuda/trimmed_conv2d.hpp"
 
 namespace pycodec::cuda {
-
-#ifdef __CUDACC__
-#define PYCODEC_UNROLL _Pragma("unroll")
-
-struct DeviceBlock {
-  template <class T>
-  struct PerThread {
-    T value;
-    __device__ T& operator[](int) { return value; }
-  };
-
-  template <class Function>
-  __device__ static void each(const Function& f) {
-    f(static_cast<int>(threadIdx.x));
-  }
-
-  __device__ static void sync() { __syncthreads(); }
-};
-#else
-#define PYCODEC_UNROLL
-#endif
 
 constexpr int kTrimmedThreads = 256;
 
@@ -201,17 +179,6 @@ struct QuantizedTrimmedShared {
   std::uint32_t x[Tile::kPositions][kTrimmedWords + 1];
   std::uint32_t weight[Tile::kOut][kTrimmedWords + 1];
 };
-
-// Four bytes from `bytes` on, of which the first `count` exist; the others are 0.
-PYCODEC_HOST_DEVICE inline std::uint32_t load_word(const std::int8_t* bytes, int count,
-                                                   bool aligned) {
-  if (aligned && count >= 4) return *reinterpret_cast<const std::uint32_t*>(bytes);
-  std::uint32_t word = 0;
-  for (int i = 0; i < 4 && i < count; ++i) {
-    word |= std::uint32_t{static_cast<std::uint8_t>(bytes[i])} << (8 * i);
-  }
-  return word;
-}
 
 template <class Block, class Tile>
 PYCODEC_DEVICE void quantized_trimmed_conv2d_block(const QuantizedTrimmedConv2dArguments& a,

@@ -221,7 +221,7 @@ def _summarize(destination: Folder, tasks: Sequence[Task]) -> None:
         rows += json.loads(destination.read(task.target) or b"[]")
     if not rows:
         return
-    measurements = [evaluate.Measurement(**row) for row in rows]
+    measurements = [evaluate.Measurement.from_row(row) for row in rows]
     summary = evaluate.summarize(measurements)
     with tempfile.TemporaryDirectory(prefix="pycodec-batch-") as name:
         folder = Path(name)

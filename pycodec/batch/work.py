@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,7 @@ def _decoder(job: Job) -> _Converter:
 
 def _evaluator(job: Job) -> _Converter:
     from pycodec.evaluation import anchors, evaluate
+    from pycodec.evaluation.metrics import PLANE_METRICS
 
     codecs = [
         evaluate.pycodec_under_test(
@@ -261,15 +262,17 @@ def _evaluator(job: Job) -> _Converter:
         *map(anchors.anchor, job.anchors),
     ]
 
+    metrics = [m for m in PLANE_METRICS if job.ms_ssim or not m.similarity]
+
     def measure(name: str, data: bytes, warnings: list[str]) -> bytes:
         with tempfile.TemporaryDirectory(prefix="pycodec-batch-") as folder:
             path = Path(folder, "picture" + os.path.splitext(name)[1])
             path.write_bytes(data)
             try:
-                found = list(evaluate.measure([path], codecs, with_ms_ssim=job.ms_ssim))
+                found = list(evaluate.measure([path], codecs, metrics))
             except CodecError as error:
                 raise CodecError(str(error).removeprefix(f"{path}: ")) from error
-        rows: list[dict[str, Any]] = [asdict(replace(m, picture=name)) for m in found]
+        rows: list[dict[str, Any]] = [replace(m, picture=name).row() for m in found]
         return (json.dumps(rows, indent=1) + "\n").encode()
 
     return measure

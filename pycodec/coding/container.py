@@ -43,6 +43,7 @@ class Codec(enum.IntEnum):
     PHOTO = 1
     LOSSLESS = 2
     SPHERE = 3
+    HYPERPRIOR = 4
 
 
 class _Tag(enum.IntEnum):

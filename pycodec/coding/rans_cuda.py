@@ -504,14 +504,10 @@ def _upload(array: NDArray, device: torch.device) -> Tensor:
 
 def _launch(name: str, device: torch.device, **arguments: object) -> None:
     """Queues a kernel of ``pycodec._cuda`` on the device's current stream."""
-    import torch
-
-    from pycodec.ops.backends import check_backend, cuda_kernels
+    from pycodec.ops.backends import check_backend, launch_cuda
 
     check_backend("cuda")
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
-        getattr(cuda_kernels(), name)(**arguments, stream=stream)
+    launch_cuda(name, device, **arguments)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from pycodec.ops.quadtree_stage import (
     stage_parameters,
 )
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
+from pycodec.profiling.spans import spanned
 from pycodec.projection.grid import SphereGrid
 
 QUALITY_MIN, QUALITY_MAX = 100, 10_000
@@ -163,6 +164,7 @@ class IntegerEntropyModel:
             out_dtype=torch.int32 if head else torch.uint8,
             relu=not head,
             backend=self.backend,
+            name=name,
         )
 
     def _prepare(self, quality_code: int) -> _AtQuality:
@@ -277,6 +279,7 @@ class IntegerEntropyModel:
         plan = self._plan(quality_codes, latents.shape[1], latents.shape[2], grid)
         return self._encode(latents, hyperlatents, plan, threads)
 
+    @spanned("entropy")
     def _encode(
         self, latents: Tensor, hyperlatents: Tensor, plan: _Plan, threads: int
     ) -> CodedLatents:
@@ -367,6 +370,7 @@ class IntegerEntropyModel:
         plan = self._plan(quality_codes, HYPER_STRIDE, HYPER_STRIDE * grid.columns, grid)
         return self._decode(stream, plan, threads, seconds)
 
+    @spanned("entropy")
     def _decode(
         self, stream: bytes, plan: _Plan, threads: int, seconds: dict[str, float] | None
     ) -> Tensor:

@@ -188,44 +188,20 @@ class WaveNetwork:
             symbols, side: as of :meth:`order`.
             backend: of :func:`pycodec.ops.quantized_trimmed_conv2d`, which runs layer by layer.
         """
-        tensors = self._tensors(symbols, side, len(self.layers), backend)
+        tensors = self._tensors(symbols, side, backend)
         return tensors[-1][0].permute(2, 0, 1).to(torch.uint8).numpy()
-
-    def head_input(
-        self,
-        symbols: NDArray[np.int32],
-        side: Sequence[NDArray[np.int8]] = (),
-        backend: str = "reference",
-    ) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
-        """What the last layer sees, [H, W, G * in_width], and its accumulators, [H, W, G].
-
-        Arguments as of :meth:`table_indexes`.
-        """
-        head = self.layers[-1]
-        tensors = self._tensors(symbols, side, len(self.layers) - 1, backend)
-        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2)
-        weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
-        bias = torch.from_numpy(head.bias)
-        bound = int((128 * weight.long().abs().sum((1, 2, 3)) + bias.long().abs()).max())
-        # Either way all sums of products of bytes are exact.
-        dtype = torch.float32 if bound < 1 << 24 else torch.float64
-        x = tensors[head.input].permute(0, 3, 1, 2).to(dtype)
-        sums = F.conv2d(x, weight.to(dtype), bias.to(dtype), padding=weight.shape[2] // 2)
-        features = tensors[head.input][0]
-        return features.numpy(), sums[0].permute(1, 2, 0).numpy()
 
     def _tensors(
         self,
         symbols: NDArray[np.int32],
         side: Sequence[NDArray[np.int8]],
-        layers: int,
         backend: str,
     ) -> list[torch.Tensor]:
-        """Inputs and the outputs of the first layers, [1, H, W, C]."""
+        """Inputs and the outputs of all layers, [1, H, W, C]."""
         _, height, width = symbols.shape
         planes = [np.clip(symbols, -128, 127).astype(np.int8), *self._checked(side, height, width)]
         tensors = [torch.from_numpy(p).permute(1, 2, 0)[None].contiguous() for p in planes]
-        for layer in self.layers[:layers]:
+        for layer in self.layers:
             out = self._run(layer, tensors, layer.mask, backend)
             if layer.active is not None:
                 ph, pw = layer.active.shape
@@ -255,6 +231,15 @@ class WaveNetwork:
             upper=layer.upper,
             backend=backend,
         )
+
+    def _checked_symbols(
+        self, symbols: NDArray[np.int32], threads: int, side: Sequence[NDArray[np.int8]]
+    ) -> tuple[NDArray[np.int32], list[NDArray[np.int8]]]:
+        _check_threads(threads)
+        symbols = np.ascontiguousarray(symbols)
+        if symbols.dtype != np.int32 or symbols.ndim != 3 or symbols.shape[0] != self.groups:
+            raise InputError(f"symbols must be int32 [{self.groups}, H, W]")
+        return symbols, self._checked(side, *symbols.shape[1:])
 
     def _checked(
         self, side: Sequence[NDArray[np.int8]], height: int, width: int
@@ -299,11 +284,7 @@ class WaveNetwork:
         Raises:
             InputError: an argument does not fit the description above.
         """
-        _check_threads(threads)
-        symbols = np.ascontiguousarray(symbols)
-        if symbols.dtype != np.int32 or symbols.ndim != 3 or symbols.shape[0] != self.groups:
-            raise InputError(f"symbols must be int32 [{self.groups}, H, W]")
-        side = self._checked(side, *symbols.shape[1:])
+        symbols, side = self._checked_symbols(symbols, threads, side)
         if self.backend == "native":
             return self._native.encode(symbols, side, threads)
         if symbols.size == 0:
@@ -311,6 +292,22 @@ class WaveNetwork:
         indexes = self.table_indexes(symbols, side)
         at = tuple(np.concatenate(self.waves(*symbols.shape[1:])).T)
         return symbols[at], indexes[at]
+
+    def begin(
+        self,
+        symbols: NDArray[np.int32],
+        threads: int = 1,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
+    ) -> EncodingPass:
+        """What :meth:`order` does, but the last layer may be chosen by what it will see.
+
+        Arguments and errors as of :meth:`order`. There must be a symbol.
+        """
+        symbols, side = self._checked_symbols(symbols, threads, side)
+        if symbols.size == 0:
+            raise InputError("there are no symbols")
+        return EncodingPass(self, symbols, side, threads)
 
     def encode(
         self,
@@ -357,6 +354,53 @@ class WaveNetwork:
             symbols[at] = decoder.decode(self.table_indexes(symbols, side)[at])
         decoder.finish()
         return symbols
+
+
+class EncodingPass:
+    """All layers but the last have run, in native code; see :meth:`WaveNetwork.begin`."""
+
+    def __init__(
+        self,
+        network: WaveNetwork,
+        symbols: NDArray[np.int32],
+        side: list[NDArray[np.int8]],
+        threads: int,
+    ) -> None:
+        self.network = network
+        self.symbols = symbols
+        self._side, self._threads = side, threads
+        self._native = _cpu.WavePass(network._native, symbols, side, threads)
+
+    def head_input(self, rows: Sequence[int]) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+        """What the last layer sees in some rows.
+
+        Args:
+            rows: n of the H.
+
+        Returns:
+            Activations int8 [n, W, G * in_width], and accumulators [n, W, G], whole numbers.
+        """
+        head = self.network.layers[-1]
+        windows = torch.from_numpy(self._native.head_input(list(rows)))
+        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2)
+        weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
+        bias = torch.from_numpy(head.bias)
+        bound = int((128 * weight.long().abs().sum((1, 2, 3)) + bias.long().abs()).max())
+        # Either way all sums of products of bytes are exact.
+        dtype = torch.float32 if bound < 1 << 24 else torch.float64
+        sums = F.conv2d(windows.permute(0, 3, 1, 2).to(dtype), weight.to(dtype), bias.to(dtype))
+        radius = weight.shape[2] // 2
+        features = windows[:, radius, radius : radius + self.symbols.shape[2]]
+        return features.numpy(), sums[:, :, 0].permute(0, 2, 1).numpy()
+
+    def order(
+        self, network: WaveNetwork | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """:meth:`WaveNetwork.order` of ``network``, which differs in the last layer's weights."""
+        network = network or self.network
+        if network.backend != "native":
+            return network.order(self.symbols, self._threads, side=self._side)
+        return self._native.finish(network._native, self._threads)
 
 
 def _check_threads(threads: int) -> None:

@@ -10,8 +10,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from pycodec.errors import CodecError, InputError
 from pycodec.evaluation.anchors import TestedCodec
 from pycodec.evaluation.bd_rate import bd_rate
-from pycodec.evaluation.metrics import ms_ssim, ms_ssim_db, psnr
+from pycodec.evaluation.metrics import PLANE_METRICS, Metric
 from pycodec.images import Picture, atomic_write, load_image
 
 # Where JPEG is usable: below 28 dB it falls apart, above 40 dB the differences cannot be seen.
@@ -38,9 +38,9 @@ class Measurement:
         width, height: in pixels.
         bytes: size of the file.
         bpp: bits of the file a pixel.
-        psnr: in dB, over R, G and B; infinite for a perfect copy.
-        ms_ssim: similarity, or None if not measured or the picture is too small.
         encode_seconds, decode_seconds: wall time, pixels in memory to bytes in memory and back.
+        values: of metrics, by their names: PSNRs in dB, infinite for a perfect copy; similarities;
+            None where the picture is too small.
     """
 
     codec: str
@@ -50,10 +50,29 @@ class Measurement:
     height: int
     bytes: int
     bpp: float
-    psnr: float
-    ms_ssim: float | None
     encode_seconds: float
     decode_seconds: float
+    values: dict[str, float | None]
+
+    def row(self) -> dict[str, Any]:
+        """As a line of a table, the metrics before the times."""
+        facts = {name: getattr(self, name) for name in _COLUMNS}
+        times = {name: facts.pop(name) for name in _TIMES}
+        return {**facts, **self.values, **times}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Measurement:
+        """What :meth:`row` made.
+
+        Raises:
+            KeyError: it is no such row.
+        """
+        facts = {name: row[name] for name in _COLUMNS}
+        return cls(**facts, values={k: v for k, v in row.items() if k not in facts})
+
+
+_COLUMNS = [field.name for field in fields(Measurement) if field.name != "values"]
+_TIMES = ("encode_seconds", "decode_seconds")
 
 
 def pycodec_under_test(
@@ -62,26 +81,32 @@ def pycodec_under_test(
     model: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    projection: str = "none",
+    name: str = "pycodec",
 ) -> TestedCodec:
     """pycodec itself as a codec to measure."""
     from pycodec import api
 
     def encode(pixels: np.ndarray, quality: float) -> bytes:
         return api.encode_picture(
-            Picture(pixels), quality, model=model, device=device, threads=threads
+            Picture(pixels),
+            quality,
+            model=model,
+            device=device,
+            threads=threads,
+            projection=projection,
         )[0]
 
     def decode(data: bytes) -> np.ndarray:
         return api.decode_picture(data, model=model, device=device, threads=threads)[0].pixels
 
-    return TestedCodec("pycodec", tuple(qualities), encode, decode)
+    return TestedCodec(name, tuple(qualities), encode, decode)
 
 
 def measure(
     pictures: Iterable[Path],
     codecs: Sequence[TestedCodec],
-    *,
-    with_ms_ssim: bool = True,
+    metrics: Sequence[Metric] = PLANE_METRICS,
 ) -> Iterator[Measurement]:
     """Code every picture with every codec at every setting.
 
@@ -105,7 +130,7 @@ def measure(
                     warm.add(codec.name)
                 file = Path(folder, codec.name)
                 for setting in codec.settings:
-                    yield _measure_once(path.name, pixels, codec, setting, file, with_ms_ssim)
+                    yield _measure_once(path.name, pixels, codec, setting, file, metrics)
 
 
 def _measure_once(
@@ -114,7 +139,7 @@ def _measure_once(
     codec: TestedCodec,
     setting: float,
     file: Path,
-    with_ms_ssim: bool,
+    metrics: Sequence[Metric],
 ) -> Measurement:
     start = time.perf_counter()
     data = codec.encode(pixels, setting)
@@ -139,54 +164,46 @@ def _measure_once(
         height=height,
         bytes=size,
         bpp=8 * size / (width * height),
-        psnr=psnr(pixels, decoded),
-        ms_ssim=ms_ssim(pixels, decoded) if with_ms_ssim else None,
         encode_seconds=encode_seconds,
         decode_seconds=decode_seconds,
+        values={metric.name: metric.measure(pixels, decoded) for metric in metrics},
     )
 
 
 def summarize(
     measurements: Sequence[Measurement],
+    metrics: Sequence[Metric] = PLANE_METRICS,
     *,
     psnr_range: tuple[float, float] = DEFAULT_PSNR_RANGE,
 ) -> dict[str, Any]:
     """Mean curves and BD-rates.
 
-    A point of a mean curve averages bpp, PSNR and MS-SSIM over the pictures at one setting, and
-    takes the median of the times. BD-rates are those of the mean curves, and beside them the mean
-    of the BD-rates of the single pictures. PSNR is confined to ``psnr_range``; MS-SSIM, in dB, is
+    A point of a mean curve averages bpp and metrics over the pictures at one setting, and takes
+    the median of the times. BD-rates are those of the mean curves, and beside them the mean of the
+    BD-rates of the single pictures. PSNRs are confined to ``psnr_range``; similarities, in dB, are
     compared over the whole overlap of the curves.
 
     Returns:
         ``{"pictures": n, "psnr_range": [low, high], "curves": {codec: [point, ...]},
         "bd_rates": [{"codec", "anchor", "metric", "percent", "low", "high",
         "mean_of_pictures", "pictures_compared"}, ...]}``, ready for JSON: what does not exist is
-        None.
+        None. A point has the metrics under their names, similarities in dB too.
     """
     codecs = list(dict.fromkeys(m.codec for m in measurements))
     by_codec = {name: [m for m in measurements if m.codec == name] for name in codecs}
-    metrics: tuple[tuple[str, Callable[[Measurement], float | None], tuple[float, float]], ...] = (
-        ("psnr", lambda m: m.psnr, psnr_range),
-        ("ms_ssim", _similarity_db, (-math.inf, math.inf)),
-    )
     comparisons = [
-        _compare(by_codec[anchor], by_codec[codec], metric, value, interval)
+        _compare(by_codec[anchor], by_codec[codec], metric, psnr_range)
         for codec in codecs
         for anchor in codecs
         if anchor != codec
-        for metric, value, interval in metrics
+        for metric in metrics
     ]
     return {
         "pictures": len({m.picture for m in measurements}),
         "psnr_range": list(psnr_range),
-        "curves": {name: _mean_curve(by_codec[name]) for name in codecs},
+        "curves": {name: _mean_curve(by_codec[name], metrics) for name in codecs},
         "bd_rates": [comparison for comparison in comparisons if comparison is not None],
     }
-
-
-def _similarity_db(measurement: Measurement) -> float | None:
-    return None if measurement.ms_ssim is None else ms_ssim_db(measurement.ms_ssim)
 
 
 def _group(
@@ -206,29 +223,33 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(values)
 
 
-def _mean_curve(measurements: Sequence[Measurement]) -> list[dict[str, float | None]]:
-    return [
-        {
-            "setting": group[0].setting,
-            "bpp": _mean(m.bpp for m in group),
-            "psnr": _mean(m.psnr for m in group),
-            "ms_ssim": _mean(m.ms_ssim for m in group),
-            "ms_ssim_db": _mean(_similarity_db(m) for m in group),
-            "encode_seconds": statistics.median(m.encode_seconds for m in group),
-            "decode_seconds": statistics.median(m.decode_seconds for m in group),
-        }
-        for group in _group(measurements, lambda m: m.setting)
-    ]
+def _mean_curve(
+    measurements: Sequence[Measurement], metrics: Sequence[Metric]
+) -> list[dict[str, float | None]]:
+    curve = []
+    for group in _group(measurements, lambda m: m.setting):
+        point = {"setting": group[0].setting, "bpp": _mean(m.bpp for m in group)}
+        for metric in metrics:
+            values = [m.values.get(metric.name) for m in group]
+            point[metric.name] = _mean(values)
+            point[metric.decibels] = _mean(map(metric.to_decibels, values))
+        for name in _TIMES:
+            point[name] = statistics.median(getattr(m, name) for m in group)
+        curve.append(point)
+    return curve
 
 
 def _compare(
     anchor: Sequence[Measurement],
     test: Sequence[Measurement],
-    metric: str,
-    value: Callable[[Measurement], float | None],
-    interval: tuple[float, float],
+    metric: Metric,
+    psnr_range: tuple[float, float],
 ) -> dict[str, Any] | None:
     """One entry of ``bd_rates``, or None where the metric was not measured."""
+    interval = (-math.inf, math.inf) if metric.similarity else psnr_range
+
+    def value(measurement: Measurement) -> float | None:
+        return metric.to_decibels(measurement.values.get(metric.name))
 
     def points(group: Iterable[Measurement]) -> list[tuple[float, float]]:
         return [(m.bpp, value(m)) for m in group if value(m) is not None]
@@ -252,7 +273,7 @@ def _compare(
     return {
         "codec": test[0].codec,
         "anchor": anchor[0].codec,
-        "metric": metric,
+        "metric": metric.name,
         "percent": of_means.percent if of_means else None,
         "low": of_means.low if of_means else None,
         "high": of_means.high if of_means else None,
@@ -262,11 +283,14 @@ def _compare(
 
 
 def write_csv(measurements: Iterable[Measurement], path: str | os.PathLike) -> None:
-    """One line a measurement; a missing MS-SSIM is empty."""
+    """One line a measurement; what was not measured is empty."""
+    rows = [measurement.row() for measurement in measurements]
+    values = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Measurement)])
+    facts = [name for name in _COLUMNS if name not in _TIMES]
+    writer = csv.DictWriter(text, [*facts, *values, *_TIMES], restval="")
     writer.writeheader()
-    writer.writerows(asdict(measurement) for measurement in measurements)
+    writer.writerows(rows)
     atomic_write(path, text.getvalue().encode())
 
 
@@ -276,26 +300,21 @@ def read_csv(path: str | os.PathLike) -> list[Measurement]:
     Raises:
         InputError: the file cannot be read, or is not such a file.
     """
-    names = [field.name for field in fields(Measurement)]
+
+    def parse(name: str, text: str) -> Any:
+        if name in ("codec", "picture"):
+            return text
+        if name in ("width", "height", "bytes"):
+            return int(text)
+        return float(text) if text or name in _COLUMNS else None
+
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != names:
+            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
                 raise InputError(f"{os.fspath(path)}: not a table of measurements")
             return [
-                Measurement(
-                    codec=row["codec"],
-                    picture=row["picture"],
-                    setting=float(row["setting"]),
-                    width=int(row["width"]),
-                    height=int(row["height"]),
-                    bytes=int(row["bytes"]),
-                    bpp=float(row["bpp"]),
-                    psnr=float(row["psnr"]),
-                    ms_ssim=float(row["ms_ssim"]) if row["ms_ssim"] else None,
-                    encode_seconds=float(row["encode_seconds"]),
-                    decode_seconds=float(row["decode_seconds"]),
-                )
+                Measurement.from_row({name: parse(name, text) for name, text in row.items()})
                 for row in reader
             ]
     except (OSError, ValueError, TypeError) as error:
@@ -308,30 +327,35 @@ def write_json(summary: dict[str, Any], path: str | os.PathLike) -> None:
     atomic_write(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
 
-def format_summary(summary: dict[str, Any]) -> str:
+def format_summary(summary: dict[str, Any], metrics: Sequence[Metric] = PLANE_METRICS) -> str:
     """The summary as text: the curves, and the BD-rates of the first codec and of all to JPEG."""
 
     def cell(value: float | None, width: int, digits: int, scale: float = 1) -> str:
         return f"{'-':>{width}}" if value is None else f"{value * scale:{width}.{digits}f}"
 
-    lines = ["codec    setting     bpp  PSNR dB  MS-SSIM  encode ms  decode ms"]
+    headings = "  ".join(metric.heading for metric in metrics)
+    lines = [f"codec    setting     bpp  {headings}  encode ms  decode ms"]
     for codec, curve in summary["curves"].items():
-        lines += [
-            f"{codec:<8} {point['setting']:7g} {cell(point['bpp'], 7, 4)} "
-            f"{cell(point['psnr'], 8, 2)} {cell(point['ms_ssim'], 8, 4)} "
-            f"{cell(point['encode_seconds'], 10, 1, 1000)} "
-            f"{cell(point['decode_seconds'], 10, 1, 1000)}"
-            for point in curve
-        ]
+        for point in curve:
+            values = (
+                cell(point[m.name], len(m.heading) + 1, 4 if m.similarity else 2) for m in metrics
+            )
+            lines.append(
+                f"{codec:<8} {point['setting']:7g} {cell(point['bpp'], 7, 4)} {' '.join(values)} "
+                f"{cell(point['encode_seconds'], 10, 1, 1000)} "
+                f"{cell(point['decode_seconds'], 10, 1, 1000)}"
+            )
     first = next(iter(summary["curves"]))
     shown = [e for e in summary["bd_rates"] if e["codec"] == first or e["anchor"] == "jpeg"]
+    width = max(len(metric.name) for metric in metrics)
     if shown:
-        lines += ["", "BD-rate                  metric    mean curves   mean of pictures   over dB"]
+        heading = f"{'BD-rate':<24} {'metric':<{width}} mean curves   mean of pictures   over dB"
+        lines += ["", heading]
     for entry in shown:
         pair = f"{entry['codec']} against {entry['anchor']}"
         span = "-" if entry["low"] is None else f"{entry['low']:.1f}..{entry['high']:.1f}"
         lines.append(
-            f"{pair:<24} {entry['metric']:<8} {cell(entry['percent'], 10, 2)} % "
+            f"{pair:<24} {entry['metric']:<{width}} {cell(entry['percent'], 9, 2)} % "
             f"{cell(entry['mean_of_pictures'], 16, 2)} %   {span}"
         )
     return "\n".join(lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,6 +65,42 @@ def ms_ssim(reference: np.ndarray, other: np.ndarray) -> float | None:
         return float(library.ms_ssim(batch(reference), batch(other), data_range=255))
 
 
-def ms_ssim_db(similarity: float) -> float:
-    """MS-SSIM on a scale on which curves can be read: -10 log10(1 - s)."""
+def similarity_db(similarity: float) -> float:
+    """SSIM or MS-SSIM on a scale on which curves can be read: -10 log10(1 - s)."""
     return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an evaluation measures.
+
+    Attributes:
+        name: of the column.
+        heading: of tables.
+        label: of plots, with the unit.
+        measure: (original, decoded), uint8 [H, W] or [H, W, C], to a value; None where the picture
+            has none.
+        similarity: the value is at most 1, and drawn and compared in dB by ``similarity_db``; else
+            it is a PSNR in dB.
+    """
+
+    name: str
+    heading: str
+    label: str
+    measure: Callable[[np.ndarray, np.ndarray], float | None]
+    similarity: bool = False
+
+    @property
+    def decibels(self) -> str:
+        """Name of the value in dB."""
+        return f"{self.name}_db" if self.similarity else self.name
+
+    def to_decibels(self, value: float | None) -> float | None:
+        """The value on the scale of plots and BD-rates."""
+        return similarity_db(value) if self.similarity and value is not None else value
+
+
+PLANE_METRICS = (
+    Metric("psnr", "PSNR dB", "PSNR (RGB), dB", psnr),
+    Metric("ms_ssim", "MS-SSIM", "MS-SSIM", ms_ssim, similarity=True),
+)

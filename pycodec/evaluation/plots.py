@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pycodec.evaluation.extras import require
+from pycodec.evaluation.metrics import PLANE_METRICS, Metric
 from pycodec.images import atomic_write
 
 _MAX_BPP = 2.0
 _COLOURS = {
     "pycodec": "#c1121f",
+    "photo": "#9d4edd",
     "jpeg": "#6c757d",
     "webp": "#2a9d8f",
     "avif": "#1d4e89",
@@ -32,19 +35,29 @@ def _save(figure: Any, path: str | os.PathLike) -> None:
     atomic_write(path, file.getvalue())
 
 
-def plot_rate_distortion(summary: dict[str, Any], path: str | os.PathLike) -> None:
+def plot_rate_distortion(
+    summary: dict[str, Any],
+    path: str | os.PathLike,
+    metrics: Sequence[Metric] = PLANE_METRICS,
+) -> None:
     """Write the mean curves of :func:`pycodec.evaluation.evaluate.summarize` as a PNG file.
 
-    PSNR, and MS-SSIM in dB where it was measured, over bits a pixel.
+    What was measured of ``metrics``, similarities in dB, over bits a pixel.
     """
     curves = summary["curves"]
-    panels = [("psnr", "PSNR (RGB), dB")]
-    if any(point["ms_ssim_db"] is not None for curve in curves.values() for point in curve):
-        panels.append(("ms_ssim_db", "MS-SSIM, dB: −10 log10(1 − s)"))  # noqa: RUF001
-    figure = _new_figure(figsize=(6.5 * len(panels), 5))
-    for axes, (metric, label) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    points = [point for curve in curves.values() for point in curve]
+    panels = [
+        (m.decibels, f"{m.label}, dB: −10 log10(1 − s)" if m.similarity else m.label)  # noqa: RUF001
+        for m in metrics
+        if m is metrics[0] or any(point[m.decibels] is not None for point in points)
+    ]
+    rows = -(-len(panels) // 2)
+    columns = -(-len(panels) // rows)
+    figure = _new_figure(figsize=(6.5 * columns, 5 * rows))
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (metric, label) in zip(grid, panels, strict=False):
         for codec, curve in curves.items():
             points = sorted((p["bpp"], p[metric]) for p in curve if p[metric] is not None)
             ours = codec == "pycodec"

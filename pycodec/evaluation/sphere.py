@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycodec.errors import InputError
-from pycodec.evaluation.metrics import check_shapes, psnr
+from pycodec.evaluation.metrics import Metric, check_shapes, psnr
 from pycodec.projection.viewport import Viewport
 
 SPHERE_POINTS = 655_362
@@ -22,6 +22,7 @@ SPHERE_POINTS = 655_362
 _WINDOW = 11
 _DEVIATION = 1.5
 _POINTS_AT_ONCE = 1 << 18
+_ROWS_AT_ONCE = 16
 
 
 def row_weights(height: int) -> NDArray[np.float64]:
@@ -60,8 +61,8 @@ def ws_ssim(reference: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     border = _WINDOW // 2
     weights = row_weights(reference.shape[0])[border:-border]
     channels = zip(_channels(reference), _channels(other), strict=True)
-    maps = [_ssim_map(a, b).mean(axis=1) for a, b in channels]
-    return float(np.mean([np.dot(weights, rows) for rows in maps]) / weights.sum())
+    rows = [_ssim_rows(a, b) for a, b in channels]
+    return float(np.mean([np.dot(weights, row) for row in rows]) / weights.sum())
 
 
 def s_psnr(
@@ -113,10 +114,12 @@ def viewport_psnr(
     """
     check_shapes(reference, other)
     views = viewports(max(1, reference.shape[1] // 4)) if views is None else views
-    seen = [(view.render(reference).reshape(-1), view.render(other).reshape(-1)) for view in views]
+    # Side by side as channels: where a view's pixels lie is worked out once for both.
+    both = np.concatenate([np.atleast_3d(reference), np.atleast_3d(other)], axis=2)
+    seen = [view.render(both).reshape(-1, both.shape[2]) for view in views]
     if not seen:
         raise InputError("there are no views")
-    first, second = (np.concatenate(pixels)[None] for pixels in zip(*seen, strict=True))
+    first, second = np.split(np.concatenate(seen), 2, axis=1)
     return psnr(first, second)
 
 
@@ -124,8 +127,19 @@ def _channels(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.moveaxis(np.atleast_3d(picture), -1, 0).astype(np.float32)
 
 
+def _ssim_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean SSIM of each row of windows, [H - 10]."""
+    border, height = _WINDOW // 2, a.shape[0] - 2 * (_WINDOW // 2)
+    a, b = (np.pad(x, ((0, 0), (border, border)), mode="wrap") for x in (a, b))
+    means = []
+    for top in range(0, height, _ROWS_AT_ONCE):
+        rows = slice(top, min(top + _ROWS_AT_ONCE, height) + 2 * border)
+        means.append(_ssim_map(a[rows], b[rows]).mean(axis=1))
+    return np.concatenate(means)
+
+
 def _ssim_map(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """SSIM of all windows, [H - 10, W]."""
+    """SSIM of all windows, [H - 10, W - 10]."""
     stacked = np.stack([a, b, a * a, b * b, a * b])
     mean_a, mean_b, square_a, square_b, product = _blur(stacked)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -136,18 +150,25 @@ def _ssim_map(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.floa
 
 
 def _blur(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gaussian means of [N, H, W]: of whole windows along columns, around the sides along rows."""
-    import torch
-    from torch.nn import functional as F
-
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
-    taps = torch.exp(-offsets.square() / (2 * _DEVIATION**2))
-    taps = (taps / taps.sum()).float()
-    with torch.inference_mode():
-        rows = F.pad(torch.from_numpy(x)[:, None], (_WINDOW // 2,) * 2 + (0, 0), mode="circular")
-        rows = F.conv2d(rows, taps.view(1, 1, 1, -1))
-        return F.conv2d(rows, taps.view(1, 1, -1, 1))[:, 0].numpy()
+    """Gaussian means of whole windows, [N, H, W] to [N, H - 10, W - 10]."""
+    taps = np.exp(-np.square(np.arange(_WINDOW) - _WINDOW // 2) / (2 * _DEVIATION**2))
+    taps = (taps / taps.sum()).tolist()
+    height, width = (side - _WINDOW + 1 for side in x.shape[1:])
+    x = sum(tap * x[:, i : i + height] for i, tap in enumerate(taps))
+    return sum(tap * x[..., i : i + width] for i, tap in enumerate(taps))
 
 
 def _decibels(error: float) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _ws_ssim(reference: NDArray[np.uint8], other: NDArray[np.uint8]) -> float | None:
+    return ws_ssim(reference, other) if min(reference.shape[:2]) >= _WINDOW else None
+
+
+SPHERE_METRICS = (
+    Metric("ws_psnr", "WS-PSNR", "WS-PSNR, dB", ws_psnr),
+    Metric("s_psnr", "S-PSNR", "S-PSNR, dB", s_psnr),
+    Metric("viewport_psnr", "viewports", "PSNR of viewports, dB", viewport_psnr),
+    Metric("ws_ssim", "WS-SSIM", "WS-SSIM", _ws_ssim, similarity=True),
+)

@@ -22,40 +22,33 @@ import torch
 from numpy.typing import NDArray
 
 from pycodec.coding.tables import TableSet
-from pycodec.context.wave_network import IntegerLayer, WaveNetwork
+from pycodec.context.wave_network import EncodingPass, IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError
 
 BIAS_UNIT = 64
 MAX_RICE, MAX_SHIFT = 7, 4
 _MAX_CHANGE = 1 << 12
 _LEAST_PIXELS = 1 << 14  # smaller pictures gain less than the change costs
-_BAND, _MARGIN, _SHARE = 32, 4, 4  # rows that count, rows around them, one row in so many
-_ITERATIONS, _CURVATURE_SHARE = 3, 4  # one pixel in so many for the second derivatives
+_SHARE = 8  # one row in so many speaks for all
+_ITERATIONS, _CURVATURE_SHARE = 3, 2  # one pixel in so many for the second derivatives
 _PRIOR = 1000.0  # pixels that speak for the trained head
 
 Change = list[NDArray[np.int64]]
 """For each plane, of the channels that it sees and of its bias."""
 
 
-def fit_head(
-    network: WaveNetwork,
-    symbols: NDArray[np.int32],
-    side: Sequence[NDArray[np.int8]],
-    tables: TableSet,
-) -> bytes:
+def fit_head(encoding: EncodingPass, tables: TableSet) -> bytes:
     """What :func:`with_head` needs for the head that suits a picture; empty if none is worth it.
 
     Args:
-        network: its last layer makes indexes of tables of a bit.
-        symbols: bits, int32 [G, H, W].
-        side: as of :meth:`WaveNetwork.order`.
+        encoding: of bits; the last layer makes indexes of tables of a bit.
         tables: of a bit, the middle one for even odds.
     """
-    area = symbols[0].size
+    area = encoding.symbols[0].size
     if area < _LEAST_PIXELS:
         return b""
-    x, bits, base = _examples(network, symbols, side)
-    head = network.layers[-1]
+    x, bits, base = _examples(encoding)
+    head = encoding.network.layers[-1]
     step = _logit_step(tables)
     middle = len(tables.to_arrays()["sizes"]) // 2
     # Of a unit of the accumulator, in log odds.
@@ -132,27 +125,20 @@ def _logit_step(tables: TableSet) -> float:
 
 
 def _examples(
-    network: WaveNetwork, symbols: NDArray[np.int32], side: Sequence[NDArray[np.int8]]
+    encoding: EncodingPass,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Of n pixels: what the head sees at their position and BIAS_UNIT, [n, C + 1], bits, [n, G],
     and accumulators of the head, [n, G]."""
-    planes, height, width = symbols.shape
-    count = max(1, height // (_BAND * _SHARE))
-    rows = min(_BAND, height)
-    channels = planes * network.layers[-1].in_width
-    x = np.empty((count, rows, width, channels + 1), np.float32)
-    bits, base = np.empty((2, count, rows, width, planes), np.float32)
-    x[..., -1] = BIAS_UNIT
-    for i, top in enumerate(np.linspace(0, height - rows, count).astype(int).tolist()):
-        # Further rows, since a band has no border where it is cut out.
-        first, last = max(0, top - _MARGIN), top + rows + _MARGIN
-        part = np.ascontiguousarray(symbols[:, first:last])
-        cut = [np.ascontiguousarray(plane[:, first:last]) for plane in side]
-        features, sums = network.head_input(part, cut, backend="native")
-        inside = slice(top - first, top - first + rows)
-        x[i, ..., :-1], base[i] = features[inside], sums[inside]
-        bits[i] = part[:, inside].transpose(1, 2, 0)
-    return x.reshape(-1, channels + 1), bits.reshape(-1, planes), base.reshape(-1, planes)
+    height = encoding.symbols.shape[1]
+    count = max(1, height // _SHARE)
+    rows = ((np.arange(count) + 0.5) * height / count).astype(int)
+    features, sums = encoding.head_input(rows.tolist())
+    x = np.empty((*features.shape[:2], features.shape[2] + 1), np.float32)
+    x[..., :-1], x[..., -1] = features, BIAS_UNIT
+    bits = encoding.symbols[:, rows].transpose(1, 2, 0).astype(np.float32)
+    groups = bits.shape[2]
+    base = sums.reshape(-1, groups).astype(np.float32)
+    return x.reshape(-1, x.shape[2]), bits.reshape(-1, groups), base
 
 
 def _newton(

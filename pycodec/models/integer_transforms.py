@@ -180,16 +180,21 @@ class IntegerTransform:
         tensors: of ``export_transform``.
         backend: ``native``, ``reference``, ``cuda`` or ``triton``; by default the fastest of the
             tensors' device.
+        widths: see :func:`choose_variants`.
 
     Raises:
         InputError: a tensor is missing or does not fit.
     """
 
     def __init__(
-        self, name: str, tensors: Mapping[str, Tensor], backend: str | None = None
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        backend: str | None = None,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         self.steps = PROGRAMS[name]
-        self._tensors = tensors
+        self._tensors = tensors = choose_variants(tensors, widths)
         self.backend = backend or default_backend(next(iter(tensors.values())).device)
         check_backend(self.backend)
         try:
@@ -346,6 +351,30 @@ class _Conversion:
             upper=self.upper,
             backend=backend,
         )
+
+
+def choose_variants(
+    tensors: Mapping[str, Tensor], widths: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """The tensors with those of each layer's chosen variant in place of its own.
+
+    Args:
+        tensors: those of variants are named ``LAYER@BITS.weight`` and so on.
+        widths: bits of the variants, by layer; layers that are not named keep their own.
+
+    Raises:
+        InputError: a layer has no such variant.
+    """
+    chosen = {name: tensor for name, tensor in tensors.items() if "@" not in name}
+    for layer, bits in (widths or {}).items():
+        prefix = f"{layer}@{bits}."
+        variant = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not variant:
+            raise InputError(f"the layer {layer} has no variant of {bits} bits")
+        for name in [name for name in chosen if name.startswith(f"{layer}.")]:
+            del chosen[name]
+        chosen |= {f"{layer}.{name}": tensor for name, tensor in variant.items()}
+    return chosen
 
 
 def pack_int12(weight: Tensor) -> Tensor:

@@ -49,20 +49,17 @@ class VariantTransform:
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], backend: str | None = None
     ) -> None:
-        self.name, self.backend = name, backend
-        self._tensors = {k: v for k, v in tensors.items() if "@" not in k}
-        self._variants: dict[tuple[str, int], dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        self.name, self.backend, self._tensors = name, backend, tensors
+        layers = branch_layers(name)
+        found: dict[str, set[int]] = {layer: set() for layer in layers}
+        for key in tensors:
             layer, at, rest = key.partition("@")
-            bits, dot, part = rest.partition(".")
+            bits = rest.partition(".")[0]
             if at:
-                if not (dot and bits.isdecimal() and layer in branch_layers(name)):
+                if layer not in found or not bits.isdecimal():
                     raise InputError(f"the transform {name} has a tensor without a layer: {key}")
-                self._variants.setdefault((layer, int(bits)), {})[f"{layer}.{part}"] = tensor
-        self.variants = {
-            layer: tuple(bits for other, bits in self._variants if other == layer)
-            for layer in branch_layers(name)
-        }
+                found[layer].add(int(bits))
+        self.variants = {layer: tuple(sorted(found[layer])) for layer in layers}
         self.widest = (WIDTHS[-1],) * len(self.variants)
         self._with = functools.lru_cache(_KEPT_READY)(self._with)
         self._with(self.widest)  # so that a missing tensor is found here
@@ -74,12 +71,9 @@ class VariantTransform:
         return self._with(self.widest if bits is None else bits)(x, quality_code, threads)
 
     def _with(self, bits: Bits) -> IntegerTransform:
-        tensors = dict(self._tensors)
-        for layer, width in zip(self.variants, bits, strict=True):
-            if width != WIDTHS[-1]:
-                tensors.pop(f"{layer}.zero_point", None)  # absent where it is zero
-                tensors |= self._variants[layer, width]
-        return IntegerTransform(self.name, tensors, self.backend)
+        chosen = dict(zip(self.variants, bits, strict=True))
+        widths = {layer: width for layer, width in chosen.items() if width != WIDTHS[-1]}
+        return IntegerTransform(self.name, self._tensors, self.backend, widths)
 
     def available(self, bits: Bits) -> Bits:
         """The choice with the widest variant where a layer lacks what was chosen."""

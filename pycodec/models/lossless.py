@@ -25,7 +25,7 @@ from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.head_adaptation import fit_head, with_head
 from pycodec.models.model_folder import read_model_folder, write_model_folder
-from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
+from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count
 
 KIND = "lossless"
 PLANES = 8
@@ -162,15 +162,19 @@ class LosslessCodec:
         bits = to_bits(component).astype(np.int32)
         head = b""
         if adapt:
-            head = fit_head(network, bits, side, self.tables)
-            add_seconds(coded.seconds, "adaptation", time.perf_counter() - began)
+            encoding = network.begin(bits, threads, side=side)
+            end_stage(coded.seconds, "context", began)
             began = time.perf_counter()
-        network = with_head(network, head)
-        symbols, indexes = network.order(bits, threads=threads, side=side)
-        add_seconds(coded.seconds, "context", time.perf_counter() - began)
+            head = fit_head(encoding, self.tables)
+            end_stage(coded.seconds, "adaptation", began)
+            began = time.perf_counter()
+            symbols, indexes = encoding.order(with_head(network, head))
+        else:
+            symbols, indexes = network.order(bits, threads, side=side)
+        end_stage(coded.seconds, "context", began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables, lanes=_lanes(component.size))
-        add_seconds(coded.seconds, "rans", time.perf_counter() - began)
+        end_stage(coded.seconds, "rans", began)
         coded.num_symbols += symbols.size
         if coded.code_length_bits is not None:
             coded.code_length_bits += self.tables.cost_bits(symbols, indexes)
@@ -214,7 +218,7 @@ class LosslessCodec:
                 if pixels is None:  # not before a stream has made sense
                     pixels = np.empty((height, width, *part.shape[2:]), np.uint8)
                 pixels[tile.slices] = part
-        add_seconds(seconds, "waves", time.perf_counter() - began)
+        end_stage(seconds, "waves", began)
         return pixels
 
     def _decode_tile(self, tile: Tile, stream: bytes, count: int, threads: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from pycodec.models.model_folder import (
     write_model_folder,
 )
 from pycodec.models.photo_network import PhotoConfig
-from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.bit_width import BitWidthSelector, channel_activity
@@ -238,7 +238,7 @@ class PhotoCodec:
         """Encode a tile; the time of its analysis is added to ``coded``."""
         began = time.perf_counter()
         latents, hyperlatents = self._analyse(pixels, tile, coded.quality_code)
-        add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+        end_stage(coded.seconds, "analysis", began)
         return self.entropy_model.encode(latents, hyperlatents, coded.quality_code, threads)
 
     def _analyse(self, pixels: np.ndarray, tile: Tile, quality_code: int) -> tuple[Tensor, Tensor]:
@@ -332,7 +332,7 @@ class PhotoCodec:
                 began = time.perf_counter()
                 for tile in tiles[row * columns : (row + 1) * columns]:
                     self._synthesize((above, band, following), tile, quality_code, pixels, bits)
-                add_seconds(seconds, "synthesis", time.perf_counter() - began)
+                end_stage(seconds, "synthesis", began)
                 above, band = band[-SYNTHESIS_HALO:].clone(), following
         return pixels
 

@@ -9,8 +9,10 @@ falls with the area that a tile's positions stand for, so bits go where the sphe
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from pycodec.context.integer_entropy_model import (
     HYPER_STRIDE,
     QUALITY_MAX,
     QUALITY_MIN,
+    IntegerEntropyModel,
     to_fixed_point,
 )
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
@@ -33,10 +36,11 @@ from pycodec.models.photo import (
     check_picture,
 )
 from pycodec.models.photo_network import quality_lambda
-from pycodec.models.tiling import add_seconds, thread_count
+from pycodec.models.tiling import end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
 from pycodec.ops.pseudocylindrical_slice import (
     cubic_resampling,
+    cubic_taps,
     pseudocylindrical_slice,
     pseudocylindrical_unslice,
 )
@@ -51,6 +55,15 @@ HALO_TILES = 2
 
 MIN_BAND_LOG2, DEFAULT_BAND_LOG2, MAX_BAND_LOG2 = 6, 9, 12
 """Of the rows of a band, which is coded alone."""
+
+MAX_WIDTH = 1 << 15
+"""Of a picture: at twice its height, as large as the container allows, and a few more."""
+
+MAX_BAND_PIXELS = 1 << 26
+"""Bounds, with the width, what a decoder must hold at once, whatever a file says."""
+
+CHUNK_PIXELS, MIN_CHUNK_TILES = 1 << 22, 4
+"""The transforms see so many pixels at once, with the halo, or so many tiles, without."""
 
 SMOOTHING = 0.006
 """How much squared error a narrower tile may add, in units of 1 / (multiplier of that error)."""
@@ -138,45 +151,58 @@ class SphereCodec:
         check_picture(pixels, quality)
         if not MIN_BAND_LOG2 <= tile_log2 <= MAX_BAND_LOG2:
             raise InputError(f"bands must have {1 << MIN_BAND_LOG2} to {1 << MAX_BAND_LOG2} rows")
+        if fault := _size_fault(*pixels.shape[:2], tile_log2):
+            raise InputError(fault)
         model = self.photo.entropy_model
         tiles, full = grid_size(*pixels.shape[:2])
         coded = CodedPicture([], round(quality * 100), tile_log2)
         with thread_count(threads) as count, torch.inference_mode():
             began = time.perf_counter()
-            x = _to_size(_to_float(pixels), UNIT * tiles, UNIT * full)
             if widths is None:
-                widths = _choose_widths(x, coded.quality_code)
+                widths = _widths_for(pixels, coded.quality_code)
             grid = _checked_grid(widths, tiles, full)
             qualities = _qualities(grid, coded.quality_code, full)
-            add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+            chunks = self._analysed(pixels, grid, qualities)
+            y = next(chunks)
             for first, last in _bands(tiles, tile_log2):
-                began = time.perf_counter()
-                latents, hyperlatents = self._analyse(x, grid, qualities, first, last)
-                add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+                size = last - first
+                while len(y) < size:
+                    y = torch.cat([y, next(chunks)])
                 band = grid.cut(first, last)
+                latents, hyperlatents = self._to_be_coded(y[:size], band, qualities[first:last])
+                y = y[size:]
+                end_stage(coded.seconds, "analysis", began)
                 result = model.encode_sphere(
                     latents, hyperlatents, band, qualities[first:last], count
                 )
                 head = b"".join(map(pack_number, band.widths))
                 coded.add(result, model.tables if code_length else None, head)
+                began = time.perf_counter()
         return coded
 
-    def _analyse(
-        self, x: Tensor, grid: SphereGrid, qualities: list[int], first: int, last: int
+    def _analysed(
+        self, pixels: np.ndarray, grid: SphereGrid, qualities: list[int]
+    ) -> Iterator[Tensor]:
+        """Latents of all tiles in turn, a few at a time: [n, M, 4, 4 grid.columns]."""
+        _, full = grid_size(*pixels.shape[:2])
+        for first, last in _chunks(0, grid.tiles, full):
+            top, bottom = _with_halo(first, last, grid.tiles)
+            part = grid.cut(top, bottom)
+            rows = _tile_rows(pixels, top, bottom)
+            tiles = pseudocylindrical_slice(rows, [UNIT * w for w in part.widths])
+            tiles = _channels_last(tiles[..., : UNIT * part.columns]).to(self.photo.device)
+            with on_sphere(part):
+                y = self.photo.analysis(tiles, self._quality(qualities[top:bottom]))
+            y = y[first - top : last - top]
+            yield F.pad(y, (0, HYPER_STRIDE * grid.columns - y.shape[3]))
+
+    def _to_be_coded(
+        self, y: Tensor, band: SphereGrid, qualities: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Of a band: fixed-point latents [n, 4, 4 columns, M], hyperlatents [n, 1, columns, Z]."""
-        top, bottom = max(0, first - HALO_TILES), min(grid.tiles, last + HALO_TILES)
-        part, band = grid.cut(top, bottom), grid.cut(first, last)
-        quality = self._quality(qualities[top:bottom])
-        rows = x[:, :, UNIT * top : UNIT * bottom]
-        tiles = pseudocylindrical_slice(rows.contiguous(), [UNIT * w for w in part.widths])
-        tiles = _channels_last(tiles[..., : UNIT * part.columns]).to(self.photo.device)
-        with on_sphere(part):
-            y = self.photo.analysis(tiles, quality)
-        own = slice(first - top, last - top)
-        y = _channels_last(y[own, :, :, : HYPER_STRIDE * band.columns])
+        y = _channels_last(y[..., : HYPER_STRIDE * band.columns])
         with on_sphere(band):
-            z = self.photo.hyper_analysis(y, quality[own])
+            z = self.photo.hyper_analysis(y, self._quality(qualities))
         latents = to_fixed_point(y.permute(0, 2, 3, 1)).cpu()
         return latents, torch.round(z.permute(0, 2, 3, 1).float()).int().cpu()
 
@@ -194,8 +220,12 @@ class SphereCodec:
         tile_log2: int = DEFAULT_BAND_LOG2,
         threads: int | None = None,
         seconds: dict[str, float] | None = None,
+        rows: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Decode a picture: uint8 [height, width, 3].
+        """Decode a picture, or some of its rows: uint8 [rows, width, 3].
+
+        Of the bands that the rows depend on all latents are decoded, as their contexts reach around
+        the sphere; the synthesis runs on the tiles around the rows only.
 
         Args:
             streams: one a band, from the north.
@@ -203,35 +233,47 @@ class SphereCodec:
             quality_code: quality in hundredths.
             tile_log2, threads: as in ``compress``.
             seconds: times are added to its items ``entropy``, ``rans`` and ``synthesis``.
+            rows: the first and the one after the last; None for all.
 
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
+            InputError: there are no such rows.
         """
         if not MIN_BAND_LOG2 <= tile_log2 <= MAX_BAND_LOG2:
             raise CorruptStreamError(f"bands of 2^{tile_log2} rows are out of range")
+        if fault := _size_fault(height, width, tile_log2):
+            raise CorruptStreamError(fault)
         tiles, full = grid_size(height, width)
         bands = _bands(tiles, tile_log2)
         if len(streams) != len(bands):
             raise CorruptStreamError(f"{len(bands)} bands, but {len(streams)} streams")
+        begin, end = (0, height) if rows is None else rows
+        if not 0 <= begin < end <= height:
+            raise InputError(f"rows {begin} to {end - 1} of {height} cannot be decoded")
         seconds = {} if seconds is None else seconds
         heads = [_read_widths(s, b - a, full) for s, (a, b) in zip(streams, bands, strict=True)]
         grid = SphereGrid(tuple(w for widths, _ in heads for w in widths))
         qualities = _qualities(grid, quality_code, full)
+        pixels: np.ndarray | None = None
         with thread_count(threads) as count, torch.inference_mode():
-            parts = [
-                self.photo.entropy_model.decode_sphere(
-                    stream, grid.cut(first, last), qualities[first:last], count, seconds
-                )
-                for (_, stream), (first, last) in zip(heads, bands, strict=True)
-            ]
-            began = time.perf_counter()
-            columns = HYPER_STRIDE * grid.columns
-            latents = torch.cat([F.pad(p, (0, 0, 0, columns - p.shape[2])) for p in parts])
-            rows = [self._synthesize(latents, grid, qualities, full, *band) for band in bands]
-            x = _to_size(torch.cat(rows, 2), height, width)
-            pixels = (x[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-            add_seconds(seconds, "synthesis", time.perf_counter() - began)
-        return np.ascontiguousarray(pixels.numpy())
+            latents = _BandDecoder(
+                self.photo.entropy_model, heads, bands, grid, qualities, count, seconds
+            )
+            for top, bottom in _row_chunks(begin, end, height, full):
+                low, high = _rows_read(UNIT * tiles, height, top, bottom)
+                first, last = low // UNIT, -(-high // UNIT)
+                y = latents.tiles(*_with_halo(first, last, tiles))
+                began = time.perf_counter()
+                x = self._synthesize(y, grid, qualities, full, first, last)
+                x = _to_width(x, width)
+                x = _to_rows(x, UNIT * first, UNIT * tiles, height, top, bottom)
+                x = (x[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+                if pixels is None:  # not before a stream has made sense
+                    pixels = np.empty((end - begin, width, 3), np.uint8)
+                pixels[top - begin : bottom - begin] = x.numpy()
+                end_stage(seconds, "synthesis", began)
+        assert pixels is not None
+        return pixels
 
     def _synthesize(
         self,
@@ -242,10 +284,13 @@ class SphereCodec:
         first: int,
         last: int,
     ) -> Tensor:
-        """Rows of the picture of the tiles ``first`` to ``last`` - 1: [1, 3, 64 n, 64 full]."""
-        top, bottom = max(0, first - HALO_TILES), min(grid.tiles, last + HALO_TILES)
+        """Rows of the picture of the tiles ``first`` to ``last`` - 1: [1, 3, 64 n, 64 full].
+
+        ``latents`` are those of the tiles and of the halo.
+        """
+        top, bottom = _with_halo(first, last, grid.tiles)
         part = grid.cut(top, bottom)
-        y = latents[top:bottom, :, : HYPER_STRIDE * part.columns].permute(0, 3, 1, 2)
+        y = latents[:, :, : HYPER_STRIDE * part.columns].permute(0, 3, 1, 2)
         y = y.to(self.photo.device).float() / (1 << LATENT_FRACTION_BITS)
         with on_sphere(part):
             x = self.photo.synthesis(y, self._quality(qualities[top:bottom]))
@@ -253,6 +298,86 @@ class SphereCodec:
         x = F.pad(x, (0, UNIT * full - x.shape[3]))
         widths = [UNIT * width for width in grid.widths[first:last]]
         return pseudocylindrical_unslice(x.contiguous(), widths)
+
+
+@dataclass
+class _BandDecoder:
+    """Decodes bands when their tiles are asked for, and forgets those in the north of them.
+
+    Attributes:
+        model: the entropy model.
+        heads: of each band the widths of its tiles, and the rANS stream.
+        bands: first tile of each, and the one after its last.
+        grid: of all tiles.
+        qualities: of each tile, in hundredths.
+        threads: of the entropy model.
+        seconds: its times are added there.
+    """
+
+    model: IntegerEntropyModel
+    heads: list[tuple[list[int], bytes]]
+    bands: list[tuple[int, int]]
+    grid: SphereGrid
+    qualities: list[int]
+    threads: int
+    seconds: dict[str, float]
+    _held: dict[int, Tensor] = field(default_factory=dict)
+
+    def tiles(self, first: int, last: int) -> Tensor:
+        """Latents of some tiles, never further north than before: int32 [n, 4, 4 columns, M]."""
+        parts = []
+        for band, (top, bottom) in enumerate(self.bands):
+            if bottom <= first:
+                self._held.pop(band, None)
+            elif top < last:
+                if band not in self._held:
+                    self._held[band] = self.model.decode_sphere(
+                        self.heads[band][1],
+                        self.grid.cut(top, bottom),
+                        self.qualities[top:bottom],
+                        self.threads,
+                        self.seconds,
+                    )
+                parts.append(self._held[band][max(first - top, 0) : last - top])
+        columns = max(part.shape[2] for part in parts)
+        return torch.cat([F.pad(p, (0, 0, 0, columns - p.shape[2])) for p in parts])
+
+
+def _size_fault(height: int, width: int, tile_log2: int) -> str | None:
+    """What is wrong with a size: pictures and bands that no one could hold in memory."""
+    if width > MAX_WIDTH:
+        return f"a picture of the sphere is at most {MAX_WIDTH} pixels wide, not {width}"
+    rows = min(1 << tile_log2, UNIT * grid_size(height, width)[0])
+    if rows * width > MAX_BAND_PIXELS:
+        return (
+            f"a band of {rows} rows of {width} pixels is too large: at most {MAX_BAND_PIXELS} "
+            "pixels are coded together"
+        )
+    return None
+
+
+def _with_halo(first: int, last: int, tiles: int) -> tuple[int, int]:
+    """The first tile and the one after the last that these tiles depend on."""
+    return max(0, first - HALO_TILES), min(tiles, last + HALO_TILES)
+
+
+def _chunks(first: int, last: int, full: int) -> list[tuple[int, int]]:
+    """Tiles that the transforms see at once."""
+    size = max(CHUNK_PIXELS // (UNIT * UNIT * full) - 2 * HALO_TILES, MIN_CHUNK_TILES)
+    if (last - first) * UNIT * UNIT * full <= CHUNK_PIXELS:
+        size = last - first
+    return [(tile, min(tile + size, last)) for tile in range(first, last, size)]
+
+
+def _row_chunks(begin: int, end: int, height: int, full: int) -> list[tuple[int, int]]:
+    """Rows of a picture whose tiles are synthesized at once."""
+    tiles = -(-height // UNIT)
+    low, high = _rows_read(UNIT * tiles, height, begin, end)
+    inner = [
+        last * height // tiles for _, last in _chunks(low // UNIT, -(-high // UNIT), full)[:-1]
+    ]
+    borders = [begin, *(row for row in inner if begin < row < end), end]
+    return list(itertools.pairwise(borders))
 
 
 def _bands(tiles: int, tile_log2: int) -> list[tuple[int, int]]:
@@ -292,26 +417,80 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _to_size(x: Tensor, height: int, width: int) -> Tensor:
-    """Resampled to whole tiles, or back, by cubic kernels: rows around the sphere."""
-    if width > x.shape[3]:
-        x = _to_width(x, width)
-    if x.shape[2] != height:
-        # Torch's kernel takes pictures of one column for something else, so it sees the wider ones.
-        x = F.interpolate(x, (height, x.shape[3]), mode="bicubic", antialias=True)
-    return _to_width(x, width)
+def _tile_rows(pixels: np.ndarray, first: int, last: int) -> Tensor:
+    """Tiles at full width, the picture resampled to whole ones: [1, 3, 64 n, 64 full]."""
+    tiles, full = grid_size(*pixels.shape[:2])
+    source, target = pixels.shape[0], UNIT * tiles
+    begin, end = UNIT * first, UNIT * last
+    low, high = _rows_read(source, target, begin, end)
+    x = _to_rows(_to_float(pixels[low:high]), low, source, target, begin, end)
+    return _to_width(x, UNIT * full).contiguous()
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> Tensor:
+    """uint8 [H, W, 3] as floats [1, 3, height, width], by cubic kernels around the sphere."""
+    x = _to_rows(_to_float(pixels), 0, pixels.shape[0], height, 0, height)
+    return _to_width(x, width).contiguous()
+
+
+def _rows_read(source: int, target: int, begin: int, end: int) -> tuple[int, int]:
+    """The first row of ``source`` and the one after the last that rows of ``target`` read."""
+    if source == target:
+        return begin, end
+    rows, _ = _row_taps(source, target, begin, end)
+    return int(rows.min()), int(rows.max()) + 1
+
+
+def _row_taps(source: int, target: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and weights, [taps, rows]; beyond the poles there is nothing to read."""
+    rows, weights = cubic_taps(source, target, np.arange(begin, end))
+    weights = np.where((rows >= 0) & (rows < source), weights, 0.0)
+    return rows.clip(0, source - 1), weights / weights.sum(0)
+
+
+def _to_rows(x: Tensor, low: int, source: int, target: int, begin: int, end: int) -> Tensor:
+    """Resampled to ``target`` rows, by cubic kernels: those from ``begin`` to ``end`` - 1.
+
+    ``x`` is [1, C, rows, W], of ``source`` rows those from ``low`` on.
+    """
+    if source == target:
+        return x[:, :, begin - low : end - low]
+    rows, weights = _row_taps(source, target, begin, end)
+    return _weighted(x, 2, rows - low, weights[:, :, None])
 
 
 def _to_width(x: Tensor, width: int) -> Tensor:
+    """Resampled to ``width`` columns, by cubic kernels, around the sphere."""
     if x.shape[3] == width:
         return x
     table = cubic_resampling(x.shape[3], width)
     columns = (table.first + np.arange(len(table.weights))[:, None]) % x.shape[3]
-    taps = zip(torch.from_numpy(columns), torch.from_numpy(table.weights).float(), strict=True)
-    return torch.stack([x[..., column] * weight for column, weight in taps]).sum(0)
+    return _weighted(x, 3, columns, table.weights)
 
 
-def _choose_widths(x: Tensor, quality_code: int) -> list[int]:
+def _weighted(x: Tensor, dim: int, positions: np.ndarray, weights: np.ndarray) -> Tensor:
+    """The sum of ``x`` at each tap's positions along ``dim``, times its weights."""
+    total: Tensor | None = None
+    taps = zip(torch.from_numpy(positions), torch.from_numpy(weights).float(), strict=True)
+    for position, weight in taps:
+        term = x.index_select(dim, position).mul_(weight)
+        total = term if total is None else total.add_(term)
+    assert total is not None
+    return total
+
+
+def _widths_for(pixels: np.ndarray, quality_code: int) -> list[int]:
+    """What :func:`choose_widths` chooses for a picture, without holding all of it as floats."""
+    tiles, _ = grid_size(*pixels.shape[:2])
+    return [
+        choose_widths(_tile_rows(pixels, tile, tile + 1), quality_code, tile, tiles)[0]
+        for tile in range(tiles)
+    ]
+
+
+def choose_widths(
+    x: Tensor, quality_code: int, first: int = 0, total: int | None = None
+) -> list[int]:
     """The narrowest tiles whose smoothing adds little to the error of coding.
 
     Near the poles any picture is smooth along its rows; elsewhere one that is may be narrowed, too.
@@ -319,13 +498,15 @@ def _choose_widths(x: Tensor, quality_code: int) -> list[int]:
     Args:
         x: [1, 3, 64 T, 64 full].
         quality_code: of the equator.
+        first, total: the number of the first of these T tiles, and how many the sphere has; T by
+            default.
     """
     tiles, full = x.shape[2] // UNIT, x.shape[3] // UNIT
     multiplier = float(quality_lambda(torch.tensor(quality_code / 100))) * 255**2
     chosen = []
     for tile in range(tiles):
         rows = x[:, :, UNIT * tile : UNIT * (tile + 1) : 4].contiguous()  # one in four will do
-        numerator, denominator = tile_weight(tile, tiles)
+        numerator, denominator = tile_weight(first + tile, total or tiles)
         allowed = SMOOTHING * denominator / (multiplier * numerator)
         low, high = 1, full
         while low < high:

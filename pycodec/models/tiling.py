@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from pycodec.errors import InputError
+from pycodec.profiling import spans
 
 MAX_THREADS = 1024
 """Far beyond these OpenMP, asked for stacks that it cannot have, ends the process."""
@@ -64,3 +66,10 @@ def thread_count(threads: int | None) -> Iterator[int]:
 def add_seconds(seconds: dict[str, float], stage: str, amount: float) -> None:
     """Add to the time of a stage."""
     seconds[stage] = seconds.get(stage, 0.0) + amount
+
+
+def end_stage(seconds: dict[str, float], stage: str, began: float) -> None:
+    """Add the time of a stage that began at ``began``, of ``time.perf_counter``, and ends now."""
+    ended = time.perf_counter()
+    add_seconds(seconds, stage, ended - began)
+    spans.add_stage(stage, began, ended)

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from pycodec.errors import InputError, UnsupportedError
-from pycodec.models import lossless, photo
+from pycodec.models import hyperprior_codec, lossless, photo
 from pycodec.models.model_folder import CONFIG_FILE, read_description
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "photo"
 DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 
-Codec = photo.PhotoCodec | lossless.LosslessCodec
+Codec = photo.PhotoCodec | lossless.LosslessCodec | hyperprior_codec.HyperpriorCodec
 
 
 def model_names() -> list[str]:
@@ -26,11 +26,14 @@ def model_names() -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
-    if read_description(folder).get("kind") == lossless.KIND:
+    kind = read_description(folder).get("kind")
+    if precision is not None and kind != photo.KIND:
+        raise InputError(f"the model {folder.name} is no photo model: it knows no precision")
+    if kind == lossless.KIND:
         torch.device(device or "cpu")  # a wrong name is an error, though the CPU does the work
-        if precision is not None:
-            raise InputError(f"the model {folder.name} is lossless: it knows no precision")
         return lossless.load_lossless_model(folder)
+    if kind == hyperprior_codec.KIND:
+        return hyperprior_codec.load_hyperprior_model(folder, device=device)
     return photo.load_photo_model(folder, device=device, precision=precision)
 
 
@@ -55,7 +58,8 @@ def load_model(
     """Load a model; loaded models are kept and shared.
 
     Args:
-        name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` wrote.
+        name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` or
+            ``pycodec convert-compressai`` wrote.
         device: of the transforms, such as ``"cpu"`` or ``"cuda"``.
         precision: of the photo codec's transforms, one of ``pycodec.models.photo.PRECISIONS``.
 

@@ -4,6 +4,7 @@ Every operation is a file here, and has the same name where its kernels are: ``c
 ``csrc/cuda`` and ``triton_kernels``.
 """
 
+from pycodec.ops.int16_conv2d import Int16Conv2d
 from pycodec.ops.masked_conv2d import masked_conv2d
 from pycodec.ops.pseudocylindrical_mask import pseudocylindrical_mask
 from pycodec.ops.pseudocylindrical_pad import pseudocylindrical_pad
@@ -16,6 +17,7 @@ from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 
 __all__ = [
+    "Int16Conv2d",
     "QuantizedConv2d",
     "masked_conv2d",
     "pseudocylindrical_mask",

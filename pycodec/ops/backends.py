@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 
 from pycodec.errors import InputError
+from pycodec.profiling.spans import KERNEL, span
 
 BACKENDS = ("reference", "native", "cuda", "triton")
 
@@ -47,3 +48,10 @@ def check_backend(name: str) -> None:
         raise InputError("pycodec was built without CUDA kernels; reinstall with PYCODEC_CUDA=1")
     if name == "triton" and optional_module("triton") is None:
         raise InputError("the triton backend needs the package triton, which is not installed")
+
+
+def launch_cuda(name: str, device: torch.device, **arguments: object) -> None:
+    """Queues a kernel of ``pycodec._cuda`` on the device's current stream."""
+    kernel = getattr(cuda_kernels(), name)
+    with torch.cuda.device(device), span(name, KERNEL):
+        kernel(**arguments, stream=torch.cuda.current_stream().cuda_stream)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycodec.ops.backends import launch_cuda
 from pycodec.ops.pseudocylindrical_tiles import (
     INTEGERS,
     device_integers,
@@ -21,7 +22,6 @@ from pycodec.ops.pseudocylindrical_tiles import (
     require,
     unpadded,
 )
-from pycodec.ops.trimmed_kernels import launch_cuda
 
 _DEVICE_TYPE = "cuda"
 

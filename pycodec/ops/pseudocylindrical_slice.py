@@ -127,12 +127,23 @@ def cubic_resampling(source: int, target: int, transposed: bool = False) -> Resa
         return cubic_resampling(source, target).transposed()
     if source == target:
         return Resampling(source, target, np.arange(target), np.ones((1, target)))
+    position, weights = cubic_taps(source, target, np.arange(target))
+    return Resampling(source, target, position[0], weights / weights.sum(0))
+
+
+def cubic_taps(
+    source: int, target: int, columns: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What columns of ``target`` read of ``source``: its columns, or beyond, and the kernel there.
+
+    Returns:
+        Consecutive positions and weights that are not yet divided by their sum, [taps, columns].
+    """
     scale = max(1.0, source / target)
-    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    centre = (columns + 0.5) * source / target - 0.5
     first = np.floor(centre - 2 * scale).astype(np.int64) + 1
     position = first + np.arange(int(np.ceil(4 * scale)))[:, None]
-    weights = _cubic((position - centre) / scale)
-    return Resampling(source, target, first, weights / weights.sum(0))
+    return position, _cubic((position - centre) / scale)
 
 
 def _cubic(d: NDArray[np.float64]) -> NDArray[np.float64]:

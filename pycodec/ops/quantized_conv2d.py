@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from pycodec import _cpu
 from pycodec.errors import InputError
-from pycodec.ops.backends import check_backend, cuda_kernels, default_backend
+from pycodec.ops.backends import check_backend, default_backend, launch_cuda
+from pycodec.profiling.spans import LAYER, span
 
 INPUT_DTYPES = (torch.uint8, torch.int8, torch.int16)
 WEIGHT_DTYPES = (torch.int8, torch.int16, torch.uint8)
@@ -74,6 +75,9 @@ def unpack_int4(packed: Tensor, in_channels: int) -> Tensor:
     """The inverse of :func:`pack_int4`: int8 [Cout, kh, kw, in_channels]."""
     halves = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :in_channels]
     return ((halves ^ 8).view(torch.int8) - 8).contiguous()
+
+
+_DEVICE_TYPE = "cuda"
 
 
 def quantized_conv2d(
@@ -138,7 +142,7 @@ class QuantizedConv2d:
     """A :func:`quantized_conv2d` whose weights are packed once; arguments are the same.
 
     On the CPU it may be called by several threads at a time. It keeps the SIMD level that was in
-    force when it was made.
+    force when it was made. ``name`` is that of the layer, for profiles.
     """
 
     def __init__(
@@ -156,11 +160,13 @@ class QuantizedConv2d:
         zero_point: Tensor | None = None,
         in_channels: int | None = None,
         backend: str | None = None,
+        name: str = "quantized_conv2d",
     ) -> None:
-        """``in_channels``: of packed weights, if that is an odd number.
+        """``in_channels``: of packed weights, if that is an odd number; ``name``: of its spans.
 
         ``packed`` is the native layer, None for the other backends.
         """
+        self.name = name
         self.backend = backend or default_backend(weight.device)
         check_backend(self.backend)
         options = ConvOptions(out_dtype, relu, stride, upscale, bits)
@@ -180,9 +186,10 @@ class QuantizedConv2d:
         ``threads`` is for the native backend.
         """
         _check_input(x, self._weight, self._zero_point, residual, self._options)
-        if self.packed is not None:
-            return _run_native(self.packed, x, threads, residual)
-        return _IMPLEMENTATIONS[self.backend](x, *self._arguments, residual)
+        with span(self.name, LAYER):
+            if self.packed is not None:
+                return _run_native(self.packed, x, threads, residual)
+            return _IMPLEMENTATIONS[self.backend](x, *self._arguments, residual)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -374,30 +381,31 @@ def _cuda(
     zero_point: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    _require(x.device.type == "cuda", f"the cuda backend runs on a GPU, but x is on {x.device}")
+    on_gpu = x.device.type == _DEVICE_TYPE
+    _require(on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
     out = _empty_output(x, weight, options)
-    with torch.cuda.device(x.device):
-        cuda_kernels().quantized_conv2d(
-            x=x.data_ptr(),
-            weight=weight.data_ptr(),
-            bias=bias.data_ptr(),
-            multiplier=multiplier.data_ptr(),
-            zero_point=0 if zero_point is None else zero_point.data_ptr(),
-            residual=0 if residual is None else residual.data_ptr(),
-            out=out.data_ptr(),
-            x_shape=tuple(x.shape),
-            kernel=tuple(weight.shape[:3]),
-            weight_bits={torch.uint8: 4, torch.int8: 8, torch.int16: 16}[weight.dtype],
-            x_is_signed=x.dtype != torch.uint8,
-            x_bytes=x.element_size(),
-            out_bytes=out.element_size(),
-            stride=options.stride,
-            upscale=options.upscale,
-            shift=shift,
-            lower=options.lower,
-            upper=options.upper,
-            stream=torch.cuda.current_stream().cuda_stream,
-        )
+    launch_cuda(
+        "quantized_conv2d",
+        x.device,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        multiplier=multiplier.data_ptr(),
+        zero_point=0 if zero_point is None else zero_point.data_ptr(),
+        residual=0 if residual is None else residual.data_ptr(),
+        out=out.data_ptr(),
+        x_shape=tuple(x.shape),
+        kernel=tuple(weight.shape[:3]),
+        weight_bits={torch.uint8: 4, torch.int8: 8, torch.int16: 16}[weight.dtype],
+        x_is_signed=x.dtype != torch.uint8,
+        x_bytes=x.element_size(),
+        out_bytes=out.element_size(),
+        stride=options.stride,
+        upscale=options.upscale,
+        shift=shift,
+        lower=options.lower,
+        upper=options.upper,
+    )
     return out
 
 

@@ -6,12 +6,10 @@ whole: (tap, block of input channels). What a mask cuts within a block is zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from pycodec.ops.backends import cuda_kernels
+from pycodec.ops.backends import launch_cuda
 from pycodec.ops.quantized_trimmed_conv2d import output_dtype
 from pycodec.ops.trimmed_conv2d import expand_mask, require, same_conv2d_backward, trim
 
@@ -196,10 +194,3 @@ def _quantized_output(x: Tensor, weight: Tensor, upper: int) -> Tensor:
 def _check_device(name: str, x: Tensor) -> None:
     on_gpu = x.device.type == _DEVICE_TYPE
     require(name, on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
-
-
-def launch_cuda(name: str, device: torch.device, **arguments: object) -> None:
-    """Queues a kernel of ``pycodec._cuda`` on the device's current stream."""
-    kernel: Callable = getattr(cuda_kernels(), name)
-    with torch.cuda.device(device):
-        kernel(**arguments, stream=torch.cuda.current_stream().cuda_stream)

@@ -8,6 +8,7 @@ to the right and y up; pitch turns it upwards, then yaw to the right.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from pycodec.errors import InputError
 
 MAX_SIDE = 16384
+
+_PIXELS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,24 +51,50 @@ class Viewport:
                 f"a viewport has 1 to {MAX_SIDE} pixels a side, not {self.width} x {self.height}"
             )
 
-    def directions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Longitude and latitude of each pixel's centre, degrees, [height, width] each."""
-        focal = self.width / 2 / np.tan(np.radians(self.fov) / 2)
-        x = np.arange(self.width) + 0.5 - self.width / 2
-        y = self.height / 2 - 0.5 - np.arange(self.height)
-        x, y = np.meshgrid(x, y)
-        pitch = np.radians(self.pitch)
-        up = y * np.cos(pitch) + focal * np.sin(pitch)
-        forward = focal * np.cos(pitch) - y * np.sin(pitch)
+    def directions(
+        self, first: int = 0, last: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Longitude and latitude of each pixel's centre, degrees, [rows, width] each.
+
+        Of the view's rows from ``first`` to ``last`` - 1; of all by default.
+        """
+        x, y = self._axes()
+        x, y = np.meshgrid(x, y[first:last])
+        up, forward = self._pitched(y)
         longitude = np.degrees(np.arctan2(x, forward)) + self.yaw
-        latitude = np.degrees(np.arctan2(up, np.hypot(x, forward)))
-        return (longitude + 180) % 360 - 180, latitude
+        return (longitude + 180) % 360 - 180, _latitude(x, up, forward)
 
     def rows(self, height: int) -> tuple[int, int]:
         """The first row and the one after the last that :meth:`render` reads of a picture."""
-        _, latitude = self.directions()
-        y = _row(latitude, height)
-        return max(0, int(np.floor(y.min()))), min(height, int(np.floor(y.max())) + 2)
+        x, y = self._axes()
+        # The extremes of what a convex region of the sphere sees are at its border, or at poles.
+        border_x = np.concatenate([x, x, np.full_like(y, x[0]), np.full_like(y, x[-1])])
+        border_y = np.concatenate([np.full_like(x, y[0]), np.full_like(x, y[-1]), y, y])
+        latitude = _latitude(border_x, *self._pitched(border_y))
+        south, north = latitude.min(), latitude.max()
+        if self.pitch:
+            pole = self._focal / np.tan(np.radians(self.pitch))
+            if abs(pole) <= self.height / 2:
+                south, north = (-90.0, north) if self.pitch < 0 else (south, 90.0)
+        top, bottom = (int(np.floor(_row(latitude, height))) for latitude in (north, south))
+        return max(0, top), min(height, bottom + 2)
+
+    @property
+    def _focal(self) -> float:
+        return self.width / 2 / np.tan(np.radians(self.fov) / 2)
+
+    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the camera's plane, to the right and upwards: x [width], y [height]."""
+        x = np.arange(self.width) + 0.5 - self.width / 2
+        return x, self.height / 2 - 0.5 - np.arange(self.height)
+
+    def _pitched(self, y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Up and forward, of points of the camera's plane."""
+        pitch, focal = np.radians(self.pitch), self._focal
+        return (
+            y * np.cos(pitch) + focal * np.sin(pitch),
+            focal * np.cos(pitch) - y * np.sin(pitch),
+        )
 
     def render(self, picture: NDArray, *, first_row: int = 0, height: int | None = None) -> NDArray:
         """The view, by bilinear interpolation on the sphere.
@@ -89,11 +118,19 @@ class Viewport:
                 f"the view needs rows {low} to {high - 1}, not only {first_row} to "
                 f"{first_row + rows - 1}"
             )
-        longitude, latitude = self.directions()
-        value = sample(picture, longitude, latitude, first_row=first_row, height=height)
-        if np.issubdtype(picture.dtype, np.integer):
-            value = np.rint(value)
-        return value.astype(picture.dtype)
+        view = np.empty((self.height, self.width, *picture.shape[2:]), picture.dtype)
+        for first, last in self._blocks():
+            directions = self.directions(first, last)
+            value = sample(picture, *directions, first_row=first_row, height=height)
+            if np.issubdtype(picture.dtype, np.integer):
+                value = np.rint(value)
+            view[first:last] = value
+        return view
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Rows of the view that are worked on at once."""
+        size = max(1, _PIXELS_AT_ONCE // self.width)
+        return [(row, min(row + size, self.height)) for row in range(0, self.height, size)]
 
 
 def sample(
@@ -103,10 +140,11 @@ def sample(
     *,
     first_row: int = 0,
     height: int | None = None,
-) -> NDArray[np.float64]:
-    """Values at directions, degrees, by bilinear interpolation: float64 [..., C].
+) -> NDArray:
+    """Values at directions, degrees, by bilinear interpolation: [..., C].
 
-    Rows wrap around; beyond a pole lies the same row, half a turn further.
+    They are float64, of integers float32. Rows wrap around; beyond a pole lies the same row, half
+    a turn further.
     """
     rows, width = picture.shape[:2]
     height = rows if height is None else height
@@ -116,17 +154,27 @@ def sample(
     channels = (1,) * (picture.ndim - 2)
     across = (x - left).reshape(x.shape + channels)
     down = (y - top).reshape(y.shape + channels)
+    if np.issubdtype(picture.dtype, np.integer):
+        across, down = across.astype(np.float32), down.astype(np.float32)
     result: NDArray | float = 0.0
+    flat = picture.reshape(rows * width, *picture.shape[2:])
     for row, row_weight in ((top, 1 - down), (top + 1, down)):
         beyond = (row < 0) | (row >= height)
         inside = np.where(row < 0, -1 - row, np.where(row >= height, 2 * height - 1 - row, row))
-        for column, weight in ((left, 1 - across), (left + 1, across)):
-            # Half a turn is no whole number of pixels where the width is odd.
-            turned = column + np.where(beyond, width // 2, 0)
-            pixels = picture[np.clip(inside - first_row, 0, rows - 1), turned % width]
-            result = result + row_weight * weight * pixels.astype(np.float64)
+        first = np.clip(inside - first_row, 0, rows - 1) * width
+        # Half a turn is no whole number of pixels where the width is odd.
+        turned = left + np.where(beyond, width // 2, 0)
+        for column, weight in ((turned, 1 - across), (turned + 1, across)):
+            pixels = flat.take(first + column % width, axis=0)
+            result = result + row_weight * weight * pixels
     return result
 
 
-def _row(latitude: NDArray[np.float64], height: int) -> NDArray[np.float64]:
+def _latitude(
+    x: NDArray[np.float64], up: NDArray[np.float64], forward: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.degrees(np.arctan2(up, np.hypot(x, forward)))
+
+
+def _row(latitude: Any, height: int) -> Any:
     return (0.5 - latitude / 180) * height - 0.5

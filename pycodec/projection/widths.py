@@ -8,8 +8,12 @@ a network that halves widths.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pycodec.errors import InputError
 
@@ -92,6 +96,35 @@ class TileWidths:
             raise InputError(f"unknown widths {name!r}; there are {', '.join(PRESETS)}")
         return getattr(cls, name)(tiles)
 
+    @classmethod
+    def load(cls, source: str | os.PathLike) -> TileWidths:
+        """A preset of 32 tiles by its name, or what :meth:`save` wrote.
+
+        Raises:
+            InputError: there is no such preset, and no such file, or it holds no widths.
+        """
+        if source in PRESETS:
+            return cls.preset(str(source))
+        name = os.fspath(source)
+        try:
+            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            return cls(tuple(content["sixty_fourths"]))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            presets = ", ".join(PRESETS)
+            raise InputError(f"{name}: neither one of {presets} nor a file: {reason}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{name}: holds no widths of tiles") from error
+
+    def save(self, path: str | os.PathLike, **facts: Any) -> None:
+        """Write a JSON file with the widths and, beside them, what else may be of interest."""
+        from pycodec.images import atomic_write
+
+        content = {"sixty_fourths": list(self.sixty_fourths), **facts}
+        atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+
     @property
     def tiles(self) -> int:
         """How many there are."""
@@ -113,6 +146,22 @@ class TileWidths:
                 f"these tiles need a width that is a multiple of {self.multiple}, not {width}"
             )
         return tuple(width * w // FULL for w in self.sixty_fourths)
+
+    def in_units(self, tiles: int, full: int) -> tuple[int, ...]:
+        """The same for another number of tiles, whose widths are multiples of a unit.
+
+        A tile is as wide as the widest of these that it overlaps, rounded up.
+
+        Args:
+            tiles: how many.
+            full: units in the width of the picture.
+        """
+        _check_tiles(tiles)
+        widths = []
+        for tile in range(tiles):
+            first, end = tile * self.tiles // tiles, -(-(tile + 1) * self.tiles // tiles)
+            widths.append(-(-full * max(self.sixty_fourths[first:end]) // FULL))
+        return tuple(widths)
 
 
 def _check_tiles(tiles: int) -> None:

@@ -74,7 +74,9 @@ class QuantizedNetwork(nn.Module):
         self.enabled = False
         results = [r.float().transpose(0, 1).flatten(1) for r in self._tensors(bits, side)[:-1]]
         best = [_best_scales(x).log() for x in results]
-        # What is added up has channels in one proportion to each other: that of all the sums.
+        # What is added up has channels in one proportion to each other: that of all the sums, less
+        # what no convolution reads.
+        read = {step.input for step in self.network.steps()}
         chains: dict[int, list[int]] = {}
         roots: list[int] = []
         inputs = 1 if side is None else 2
@@ -82,7 +84,8 @@ class QuantizedNetwork(nn.Module):
             roots.append(index if step.residual is None else roots[step.residual - inputs])
             chains.setdefault(roots[-1], []).append(index)
         for root, chain in chains.items():
-            proportion = torch.stack([best[i] - best[i].mean() for i in chain]).mean(0)
+            seen = [best[i] - best[i].mean() for i in chain if inputs + i in read]
+            proportion = torch.stack(seen).mean(0)
             self.log_scales[root].copy_(proportion + best[root].mean())
             for index in chain[1:]:
                 scale = self.scales()[self.network.steps()[index].residual]

@@ -108,6 +108,51 @@ def test_native_equals_reference(seed, order, groups, widths, height, width, thr
             np.testing.assert_array_equal(decoded, symbols)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    order=st.sampled_from(sorted(ORDERS)),
+    groups=st.integers(1, 4),
+    widths=st.lists(st.integers(1, 12), min_size=0, max_size=3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 30),
+    threads=st.integers(1, 3),
+)
+def test_a_pass_may_end_in_another_head(seed, order, groups, widths, height, width, threads):
+    rng = np.random.default_rng(seed)
+    network = random_network(rng, ORDERS[order], groups, widths, rng.choice([1, 3, 5], len(widths)))
+    head = network.layers[-1]
+    weight = rng.permuted(head.weight, axis=0)
+    other = replace(network, layers=[*network.layers[:-1], replace(head, weight=weight)])
+    symbols = random_volume(rng, groups, height, width)
+    encoding = network.begin(symbols, threads)
+    rows = sorted({0, height // 2, height - 1})
+    features, sums = encoding.head_input(rows)
+    assert features.shape == (len(rows), width, groups * head.in_width)
+    scaled = sums.transpose(2, 0, 1).astype(np.int64)
+    multiplier = np.where(
+        scaled < 0, head.negative_multiplier[:, None, None], head.multiplier[:, None, None]
+    )
+    index = np.clip((scaled * multiplier + (1 << (head.shift - 1))) >> head.shift, 0, head.upper)
+    np.testing.assert_array_equal(index, network.table_indexes(symbols)[:, rows])
+    for last in (None, other, replace(other, backend="reference"), network):
+        expected = (last or network).order(symbols)
+        for a, b in zip(encoding.order(last), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_pass_takes_no_head_of_another_network():
+    rng = np.random.default_rng(3)
+    network = random_network(rng, ORDERS["slope"])
+    encoding = network.begin(random_volume(rng, 3, 5, 6))
+    with pytest.raises(InputError, match="another network"):
+        encoding.order(random_network(rng, ORDERS["slope"], widths=(5, 5), kernels=(3, 5)))
+    with pytest.raises(InputError, match="row"):
+        encoding.head_input([5])
+    with pytest.raises(InputError, match="no symbols"):
+        network.begin(np.zeros((3, 0, 4), np.int32))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_reference_decodes_native_streams(order):
     rng = np.random.default_rng(1)

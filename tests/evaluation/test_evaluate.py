@@ -24,10 +24,13 @@ from pycodec.evaluation.evaluate import (
     write_csv,
     write_json,
 )
-from pycodec.evaluation.metrics import psnr
+from pycodec.evaluation.metrics import PLANE_METRICS, psnr
+from pycodec.evaluation.sphere import SPHERE_METRICS, s_psnr, viewport_psnr, ws_psnr, ws_ssim
 from pycodec.images import load_image
 
 pytest.importorskip("bjontegaard")
+
+QUICK = PLANE_METRICS[:1]
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def pictures(tmp_path, photograph):
 
 
 def measurement(codec: str, picture: str, setting: float, bpp: float, psnr: float) -> Measurement:
-    return Measurement(codec, picture, setting, 8, 8, round(8 * bpp), bpp, psnr, None, 0.2, 0.1)
+    values = {"psnr": psnr, "ms_ssim": None}
+    return Measurement(codec, picture, setting, 8, 8, round(8 * bpp), bpp, 0.2, 0.1, values)
 
 
 def curve(codec: str, picture: str, factor: float) -> list[Measurement]:
@@ -59,8 +63,8 @@ def test_measurements_are_those_of_the_files(pictures):
             assert (result.codec, result.picture) == ("jpeg", path.name)
             assert (result.setting, result.bytes) == (setting, len(data))
             assert result.bpp == 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
-            assert result.psnr == psnr(pixels, JPEG.decode(data))
-            assert (result.ms_ssim is None) == (path.name == "gray.png")
+            assert result.values["psnr"] == psnr(pixels, JPEG.decode(data))
+            assert (result.values["ms_ssim"] is None) == (path.name == "gray.png")
             assert result.encode_seconds > 0 and result.decode_seconds > 0
 
 
@@ -68,7 +72,7 @@ def test_gray_pictures_with_a_codec_that_has_only_rgb(pictures):
     pytest.importorskip("pytorch_msssim")
     webp = replace(WEBP, settings=(90,))
     (result,) = measure([pictures[1]], [webp])
-    assert result.psnr > 35
+    assert result.values["psnr"] > 35
 
 
 def test_codecs_are_warmed_up_once(pictures):
@@ -78,21 +82,21 @@ def test_codecs_are_warmed_up_once(pictures):
         calls.append(setting)
         return JPEG.encode(pixels, setting)
 
-    list(measure(pictures, [TestedCodec("x", (50, 60), encode, JPEG.decode)], with_ms_ssim=False))
+    list(measure(pictures, [TestedCodec("x", (50, 60), encode, JPEG.decode)], QUICK))
     assert calls == [50, 50, 60, 50, 60]
 
 
 def test_a_decoder_that_changes_the_shape_is_noticed(pictures):
     broken = TestedCodec("x", (50,), JPEG.encode, lambda data: JPEG.decode(data)[:-1])
     with pytest.raises(CodecError, match=r"colour\.png: x returns"):
-        list(measure(pictures, [broken], with_ms_ssim=False))
+        list(measure(pictures, [broken], QUICK))
 
 
 def test_pycodec_under_test(pictures, stand_in_codec):
     codec = pycodec_under_test((20, 80), threads=2)
     assert (codec.name, codec.settings) == ("pycodec", (20, 80))
-    results = list(measure(pictures, [codec], with_ms_ssim=False))
-    assert results[0].psnr < results[1].psnr
+    results = list(measure(pictures, [codec], QUICK))
+    assert results[0].values["psnr"] < results[1].values["psnr"]
     assert all(call["threads"] == 2 for call in stand_in_codec.calls)
 
 
@@ -154,11 +158,42 @@ def test_csv(tmp_path):
 
 
 def test_csv_round_trip(tmp_path, pictures):
-    results = list(measure(pictures, [JPEG], with_ms_ssim=False))
+    results = list(measure(pictures, [JPEG], QUICK))
     results.append(measurement("a", "x, y.png", 10, 0.5, math.inf))
-    results.append(replace(results[0], ms_ssim=0.75))
+    results.append(replace(results[0], values={"psnr": 31.0, "ms_ssim": None}))
     write_csv(results, tmp_path / "m.csv")
-    assert read_csv(tmp_path / "m.csv") == results
+    read = read_csv(tmp_path / "m.csv")
+    assert [r.values.pop("ms_ssim") for r in read] == [None] * len(read)
+    for result in results:
+        result.values.pop("ms_ssim", None)
+    assert read == results
+
+
+def test_quality_on_the_sphere(pictures):
+    jpeg = replace(JPEG, settings=(30, 80))
+    results = list(measure(pictures, [jpeg], SPHERE_METRICS))
+    for path, group in zip(pictures, (results[:2], results[2:]), strict=True):
+        pixels = load_image(path).pixels
+        for result, setting in zip(group, jpeg.settings, strict=True):
+            decoded = JPEG.decode(JPEG.encode(pixels, setting))
+            assert result.values == {
+                "ws_psnr": ws_psnr(pixels, decoded),
+                "s_psnr": s_psnr(pixels, decoded),
+                "viewport_psnr": viewport_psnr(pixels, decoded),
+                "ws_ssim": ws_ssim(pixels, decoded),
+            }
+    summary = summarize(results + [replace(r, codec="other") for r in results], SPHERE_METRICS)
+    point = summary["curves"]["jpeg"][0]
+    assert point["ws_ssim_db"] == pytest.approx(
+        np.mean([-10 * math.log10(1 - r.values["ws_ssim"]) for r in (results[0], results[2])])
+    )
+    rates = {(e["codec"], e["metric"]): e["percent"] for e in summary["bd_rates"]}
+    for metric in SPHERE_METRICS:
+        assert rates["other", metric.name] == pytest.approx(0)
+    text = format_summary(summary, SPHERE_METRICS)
+    assert "WS-PSNR" in text and "viewport_psnr" in text
+    tiny = SPHERE_METRICS[-1].measure(np.zeros((8, 16), np.uint8), np.zeros((8, 16), np.uint8))
+    assert tiny is None
 
 
 @pytest.mark.parametrize(
@@ -178,7 +213,15 @@ def test_plots_are_pictures(tmp_path, pictures):
     pytest.importorskip("matplotlib")
     summary = summarize(curve("pycodec", "1", 0.5) + curve("jpeg", "1", 1.0))
     plots.plot_rate_distortion(summary, tmp_path / "plot.png")
-    assert load_image(tmp_path / "plot.png").pixels.std() > 1
+    two = load_image(tmp_path / "plot.png")
+    assert two.pixels.std() > 1
+    sphere = [
+        replace(m, values={metric.name: 0.9 for metric in SPHERE_METRICS})
+        for m in curve("pycodec", "1", 0.5)
+    ]
+    summary = summarize(sphere, SPHERE_METRICS)
+    plots.plot_rate_distortion(summary, tmp_path / "plot.png", SPHERE_METRICS)
+    assert load_image(tmp_path / "plot.png").height > 1.5 * two.height
     gray = load_image(pictures[1]).pixels
     panels = [("one", gray), ("two", np.stack([gray] * 3, axis=2))]
     plots.plot_side_by_side(panels, (slice(0, 9), slice(0, 9)), tmp_path / "side.png")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pycodec.errors import InputError
-from pycodec.evaluation.metrics import ms_ssim, ms_ssim_db, psnr
+from pycodec.evaluation.metrics import ms_ssim, psnr, similarity_db
 
 
 def test_psnr_of_a_known_error():
@@ -68,6 +68,6 @@ def test_ms_ssim_needs_161_pixels(channels):
 
 
 def test_ms_ssim_in_decibels():
-    assert ms_ssim_db(0.9) == pytest.approx(10)
-    assert ms_ssim_db(0.99) == pytest.approx(20)
-    assert ms_ssim_db(1.0) == math.inf
+    assert similarity_db(0.9) == pytest.approx(10)
+    assert similarity_db(0.99) == pytest.approx(20)
+    assert similarity_db(1.0) == math.inf

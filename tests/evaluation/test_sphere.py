@@ -137,6 +137,41 @@ def test_ws_ssim_is_the_weighted_mean_of_a_map_that_wraps_around():
         ws_ssim(a[:10], b[:10])
 
 
+def test_ws_ssim_window_by_window():
+    a, b = pair(14, 20)
+    kernel = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
+    total = weight_sum = 0.0
+    for i in range(5, 9):
+        weight = np.cos((i + 0.5 - 7) * np.pi / 14)
+        for j in range(20):
+            columns = np.arange(j - 5, j + 6) % 20
+            for c in range(3):
+                x, y = (p[i - 5 : i + 6, columns, c].astype(float) for p in (a, b))
+                mean_x, mean_y = (kernel * x).sum(), (kernel * y).sum()
+                dx, dy = x - mean_x, y - mean_y
+                total += (
+                    weight
+                    * (2 * mean_x * mean_y + 2.55**2)
+                    / (mean_x**2 + mean_y**2 + 2.55**2)
+                    * (2 * (kernel * dx * dy).sum() + 7.65**2)
+                    / ((kernel * dx * dx).sum() + (kernel * dy * dy).sum() + 7.65**2)
+                )
+                weight_sum += weight
+    assert ws_ssim(a, b) == pytest.approx(total / weight_sum, abs=1e-5)
+
+
+def test_s_psnr_point_by_point():
+    a, b = pair(16, 32)
+    total = 0
+    for i in range(500):
+        latitude = np.arcsin(1 - (2 * i + 1) / 500)
+        longitude = 2 * np.pi * ((i + 0.5) / ((1 + np.sqrt(5)) / 2) % 1)
+        row, column = int((0.5 - latitude / np.pi) * 16), int(longitude / (2 * np.pi) * 32)
+        total += sum((int(a[row, column, c]) - int(b[row, column, c])) ** 2 for c in range(3))
+    assert s_psnr(a, b, points=500) == pytest.approx(10 * np.log10(255**2 / (total / 1500)))
+
+
 def test_s_psnr_counts_areas():
     a, b = pair()
     assert s_psnr(a, b) == pytest.approx(ws_psnr(a, b), abs=0.03)

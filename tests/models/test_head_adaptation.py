@@ -56,35 +56,35 @@ def test_a_trained_network_gains_too():
 
 
 def test_small_pictures_and_predictable_ones_keep_the_head(codec):
-    assert fit_head(codec.gray, bits_of(GRAY[:100, :100]), [], codec.tables) == b""
+    assert fit_head(codec.gray.begin(bits_of(GRAY[:100, :100])), codec.tables) == b""
     assert with_head(codec.gray, b"") is codec.gray
 
 
 def test_every_backend_and_thread_count_takes_the_changed_head(codec):
     bits = bits_of(GRAY)
-    blob = fit_head(codec.gray, bits, [], codec.tables)
+    encoding = codec.gray.begin(bits)
+    blob = fit_head(encoding, codec.tables)
     assert blob
     native = with_head(codec.gray, blob)
     reference = with_head(replace(codec.gray, backend="reference"), blob)
     expected = reference.order(bits)
-    for threads in (1, 3):
-        for a, b in zip(native.order(bits, threads), expected, strict=True):
+    orders = [native.order(bits, 1), native.order(bits, 3)]
+    orders += [encoding.order(native), encoding.order(reference)]
+    for order in orders:
+        for a, b in zip(order, expected, strict=True):
             np.testing.assert_array_equal(a, b)
     assert not np.array_equal(expected[1], codec.gray.order(bits)[1])
 
 
 def test_examples_are_what_the_network_computes(codec):
     bits = bits_of(GRAY)
-    features, seen, sums = head_adaptation._examples(codec.gray, bits, [])
+    features, seen, sums = head_adaptation._examples(codec.gray.begin(bits))
     head = codec.gray.layers[-1]
     index = np.clip((sums * head.multiplier + (1 << (head.shift - 1))) // 2.0**head.shift, 0, 255)
-    expected = codec.gray.table_indexes(bits)
-    # The first band begins at the top. Its last rows see, through all layers, a little further down
-    # than the band was cut out.
-    rows = slice(0, head_adaptation._BAND - 8)
-    count = rows.stop * bits.shape[2]
-    np.testing.assert_array_equal(index[:count], expected[:, rows].reshape(8, -1).T)
-    np.testing.assert_array_equal(seen[:count], bits[:, rows].reshape(8, -1).T)
+    rows = slice(head_adaptation._SHARE // 2, None, head_adaptation._SHARE)
+    expected = codec.gray.table_indexes(bits)[:, rows]
+    np.testing.assert_array_equal(index, expected.reshape(8, -1).T)
+    np.testing.assert_array_equal(seen, bits[:, rows].reshape(8, -1).T)
     assert features.shape == (len(sums), head.in_width * 8 + 1)
     assert (features[:, -1] == head_adaptation.BIAS_UNIT).all()
 
@@ -132,7 +132,7 @@ def test_any_bytes_are_a_head_or_an_error(blob):
 
 
 def test_damage(codec):
-    blob = fit_head(codec.gray, bits_of(GRAY), [], codec.tables)
+    blob = fit_head(codec.gray.begin(bits_of(GRAY)), codec.tables)
     for damaged, message in (
         (blob[:-2], "too soon"),
         (blob + b"\0", "bytes after"),

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from skimage import data
 
@@ -100,7 +102,7 @@ def test_narrow_tiles_are_chosen_where_nothing_is_lost():
     rows = panorama(128, 512)
     rows[:64] = rows[:64, :1]  # the same all around
     tiles = sphere._to_float(rows)
-    low, high = (sphere._choose_widths(tiles, q) for q in (500, 9500))
+    low, high = (sphere.choose_widths(tiles, q) for q in (500, 9500))
     assert low[0] == high[0] == 1
     assert 1 < low[1] <= high[1] <= 8
 
@@ -118,6 +120,83 @@ def test_weights_are_cosines_and_qualities_follow():
     assert round(9900 / octaves) == sphere.QUALITY_AN_OCTAVE
     assert tile_quality(200, 0, 64, 32, 32) == 100
     assert tile_quality(9900, 32, 64, 1, 32) == 10000
+
+
+@pytest.mark.parametrize(("source", "target"), [(64, 64), (100, 128), (128, 100), (1, 64), (90, 7)])
+def test_rows_are_resampled_as_torch_does(source, target):
+    x = torch.rand(1, 3, source, 5)
+    expected = F.interpolate(x, (target, 5), mode="bicubic", antialias=True)
+    for begin, end in ((0, target), (target // 3, target // 2 + 1), (target - 1, target)):
+        low, high = sphere._rows_read(source, target, begin, end)
+        rows = sphere._to_rows(x[:, :, low:high], low, source, target, begin, end)
+        torch.testing.assert_close(rows, expected[:, :, begin:end], atol=1e-5, rtol=0)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal, but for floats that were rounded to the other side: convolutions of other sizes."""
+    difference = np.abs(a.astype(int) - b)
+    return a.shape == b.shape and difference.max() <= 1 and difference.mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(640, 256), (600, 250)], ids=str)
+@pytest.mark.parametrize("rows", [(0, 1), (100, 160), (250, 390), (500, 600)], ids=str)
+def test_some_rows_are_those_of_the_whole(codec, size, rows):
+    pixels = panorama(*size)
+    coded = codec.compress(pixels, 60, tile_log2=7)
+    whole = decode(codec, coded, pixels)
+    assert close(decode(codec, coded, pixels, rows=rows), whole[slice(*rows)])
+    with pytest.raises(InputError, match="rows 5 to 640"):
+        decode(codec, coded, pixels, rows=(5, 641))
+
+
+def test_only_what_rows_need_is_decoded(codec, monkeypatch):
+    pixels = panorama(1024, 128)
+    coded = codec.compress(pixels, 30, tile_log2=7, widths=[2] * 16)
+    bands, tiles = [], []
+    model = codec.photo.entropy_model
+    decode_sphere, synthesis = model.decode_sphere, codec.photo.synthesis.forward
+    monkeypatch.setattr(
+        model, "decode_sphere", lambda *args: bands.append(args[0]) or decode_sphere(*args)
+    )
+    monkeypatch.setattr(
+        codec.photo.synthesis,
+        "forward",
+        lambda y, quality: tiles.append(len(y)) or synthesis(y, quality),
+    )
+    decode(codec, coded, pixels, rows=(512, 640))  # tiles 8 and 9, and two on each side
+    assert (len(bands), tiles) == (3, [6])
+    # A damaged band elsewhere does not matter.
+    coded.streams[0] = coded.streams[0][:2] + b"?" * 40
+    decode(codec, coded, pixels, rows=(512, 640))
+    with pytest.raises(CorruptStreamError):
+        decode(codec, coded, pixels)
+
+
+@pytest.mark.parametrize("height", [1024, 1000])
+def test_large_pictures_pass_in_chunks(codec, monkeypatch, height):
+    pixels = panorama(height, 192)
+    whole = codec.compress(pixels, 60)
+    decoded = decode(codec, whole, pixels)
+    monkeypatch.setattr(sphere, "CHUNK_PIXELS", 1)
+    assert sphere._chunks(0, 16, 3) == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    assert close(decode(codec, whole, pixels), decoded)
+    chunked = codec.compress(pixels, 60)
+    assert sum(map(len, chunked.streams)) == pytest.approx(sum(map(len, whole.streams)), rel=1e-3)
+    # A latent may have been rounded to the other side.
+    assert abs(ws_psnr(pixels, decode(codec, chunked, pixels)) - ws_psnr(pixels, decoded)) < 0.01
+
+
+def test_sizes_that_no_one_could_hold_are_refused(codec):
+    wide = np.broadcast_to(np.uint8(0), (2, sphere.MAX_WIDTH + 1, 3))
+    with pytest.raises(InputError, match="at most 32768 pixels wide, not 32769"):
+        codec.compress(wide)
+    with pytest.raises(CorruptStreamError, match="32768 pixels wide"):
+        codec.decompress([b""], sphere.MAX_WIDTH + 1, 2, 5000)
+    high = np.broadcast_to(np.uint8(0), (4096, sphere.MAX_WIDTH, 3))
+    with pytest.raises(InputError, match="a band of 4096 rows"):
+        codec.compress(high, tile_log2=12)
+    with pytest.raises(CorruptStreamError, match="a band of 4096 rows"):
+        codec.decompress([b""], sphere.MAX_WIDTH, 4096, 5000, tile_log2=12)
 
 
 def test_damage(codec):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from pycodec import _cpu
 from pycodec.errors import InputError
-from pycodec.ops import QuantizedConv2d, quantized_conv2d
+from pycodec.ops import QuantizedConv2d, backends, quantized_conv2d
 from pycodec.ops.quantized_conv2d import (
     INPUT_DTYPES,
     MAX_WEIGHT,
@@ -24,7 +26,10 @@ from pycodec.ops.quantized_conv2d import (
     unpack_int4,
 )
 
+from ..emulation import build
 from ..levels import LEVELS, simd_level
+
+module = importlib.import_module("pycodec.ops.quantized_conv2d")  # its name is the function's
 
 ALL_LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
 NUMPY_DTYPES = {
@@ -314,6 +319,30 @@ def test_triton_interpreter_equals_reference():
     )
     assert result.returncode == 0, result.stderr
     assert "cases are equal" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    source = Path(__file__).with_name("quantized_conv2d_emulation.cpp")
+    return build(source, "cuda_quantized_conv2d.cpp", tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@given(case=cases(max_side=9, max_channels=140))
+@settings(max_examples=60)
+def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case):
+    arguments, options = case
+    emulation.set_backwards(backwards)
+
+    def launch(name, device, **arguments):
+        getattr(emulation, name)(**arguments, stream=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "launch_cuda", launch)
+        patch.setattr(module, "_DEVICE_TYPE", "cpu")
+        patch.setattr(backends, "cuda_kernels", lambda: emulation)
+        actual = quantized_conv2d(*arguments, **options, backend="cuda")
+    assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

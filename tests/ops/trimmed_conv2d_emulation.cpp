@@ -10,29 +10,12 @@
 #include "bindings/cuda_module.hpp"
 #include "cuda/trimmed_conv2d.hpp"
 #include "cuda/trimmed_conv2d_tile.hpp"
+#include "host_block.hpp"
 
 namespace pycodec::cuda {
 namespace {
 
-bool backwards = false;
-
-// See DeviceBlock. Threads take their turns forwards or backwards, so that the tests see if what
-// one does within each() depends on what another one has done there.
-struct HostBlock {
-  template <class T>
-  struct PerThread {
-    // Like registers, never cleared.
-    T values[kTrimmedThreads];
-    T& operator[](int thread) { return values[thread]; }
-  };
-
-  template <class Function>
-  static void each(const Function& f) {
-    for (int t = 0; t < kTrimmedThreads; ++t) f(backwards ? kTrimmedThreads - 1 - t : t);
-  }
-
-  static void sync() {}
-};
+using HostBlock = EmulatedBlock<kTrimmedThreads>;
 
 template <class Function>
 void each_block(const TrimmedGrid& grid, const Function& f) {

@@ -87,3 +87,31 @@ def test_refuses_widths_out_of_range(widths):
 def test_errors(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@given(st.lists(st.integers(1, FULL), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 9))
+def test_in_units_nothing_gets_narrower(sixty_fourths, tiles, full):
+    widths = TileWidths(tuple(sixty_fourths)).in_units(tiles, full)
+    assert len(widths) == tiles
+    for tile, width in enumerate(widths):
+        overlapped = [
+            own
+            for number, own in enumerate(sixty_fourths)
+            if number * tiles < (tile + 1) * len(sixty_fourths)
+            and (number + 1) * tiles > tile * len(sixty_fourths)
+        ]
+        assert width == math.ceil(full * max(overlapped) / FULL)
+
+
+def test_files(tmp_path):
+    widths = TileWidths((1, 64, 30))
+    widths.save(tmp_path / "w.json", note="three")
+    assert TileWidths.load(tmp_path / "w.json") == widths
+    assert '"note": "three"' in (tmp_path / "w.json").read_text()
+    assert TileWidths.load("sinusoidal") == TileWidths.sinusoidal()
+    for content in ("", "[]", "{}", '{"sixty_fourths": 3}', '{"sixty_fourths": [65]}', "\xff"):
+        (tmp_path / "bad.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(InputError, match=r"bad\.json: "):
+            TileWidths.load(tmp_path / "bad.json")
+    with pytest.raises(InputError, match="neither one of erp"):
+        TileWidths.load(tmp_path / "none")

@@ -148,6 +148,31 @@ def test_every_backend_and_level_gives_the_same_bytes(integers):
     assert len(hashes) == 1
 
 
+def test_variants_of_a_layer(photo, integers):
+    """A layer of 4 bits beside one of 8: either is what a model without variants computes."""
+    _, _, calibration = photo
+    narrow = integers["synthesis"]  # blocks16 of 4 bits
+    wide = calibration.export("int8")
+    wide = {k.removeprefix("synthesis."): v for k, v in wide.items() if k.startswith("synthesis.")}
+    layers = ["blocks16.0.conv", "blocks16.1.conv"]
+    both = dict(wide)
+    for layer in layers:
+        own = {k.removeprefix(layer): v for k, v in narrow.items() if k.startswith(f"{layer}.")}
+        both |= {f"{layer}@4{name}": tensor for name, tensor in own.items()}
+    latents = torch.randint(-4000, 4000, (3, 5, SMALL.latent_channels), dtype=torch.int32)
+
+    def run(tensors, widths=None):
+        return IntegerTransform("synthesis", tensors, widths=widths)(latents, 7000)
+
+    assert torch.equal(run(both), run(wide))
+    mixed = {k: v for k, v in wide.items() if not k.startswith(tuple(f"{n}." for n in layers))}
+    mixed |= {k: v for k, v in narrow.items() if k.startswith(tuple(f"{n}." for n in layers))}
+    chosen = run(both, widths=dict.fromkeys(layers, 4))
+    assert torch.equal(chosen, run(mixed)) and not torch.equal(chosen, run(wide))
+    with pytest.raises(InputError, match="no variant of 6 bits"):
+        run(both, widths={"blocks16.0.conv": 6})
+
+
 def test_exact_pixels_of_files(photo):
     """Whatever wrote a file and whatever reads it; tiles have no seams."""
     _, folder, _ = photo

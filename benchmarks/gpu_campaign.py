@@ -1,0 +1,226 @@
+"""Everything that needs a GPU, by one command: correctness, times, counters, sanitizers.
+
+Runs in slices, for machines that are lent for minutes: each call does as many steps as fit in
+``--minutes`` (8.5) and exits with 75 while some are left; the next call with the same ``--out``
+goes on. Steps that need a tool which is missing (nvcc, ncu, compute-sanitizer) are left out, and
+the results say so. When all are done, or with ``--gather``, one JSON with the machine's name holds
+all results, among them the fastest launch of the wave decoder for each network.
+
+    python benchmarks/gpu_campaign.py --out campaign           # until it exits with 0
+    python benchmarks/gpu_campaign.py --out campaign --list    # what is done and what is left
+
+Compares kernels with the reference (tests), with cuDNN and torch.compile (benchmarks/ops), and with
+the measured ceilings of the GPU. Nothing needs to be installed beyond ``pip install '.[test]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slices import MORE_LEFT, ROOT, Slices, Step, missing_files
+
+GPU_TESTS = (
+    "tests/ops/test_quantized_conv2d.py",
+    "tests/ops/test_trimmed_conv2d_gpu.py",
+    "tests/ops/test_pseudocylindrical_gpu.py",
+    "tests/coding/test_rans_cuda.py",
+    "tests/context/test_wave_network_cuda.py",
+    "tests/integrations/test_dataset.py",
+)
+COUNTERS = (
+    "gpu__time_duration.sum",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum",
+)
+# The checkout is what is built and measured, installed or not.
+ENVIRONMENT = (("PYCODEC_CUDA", "1"), ("PYTHONPATH", str(ROOT)))
+_PICTURE = (
+    "from PIL import Image; from pycodec.profiling.bench import made_picture; "
+    "Image.fromarray(made_picture(1920, 1080).pixels).save('{folder}/picture.png')"
+)
+
+
+def tool(name: str):
+    """For :attr:`Step.needs`: a program on PATH."""
+    return lambda: None if shutil.which(name) else f"there is no {name} on PATH"
+
+
+def needs_building() -> str | None:
+    """For :attr:`Step.needs` of the build."""
+    if list((ROOT / "pycodec").glob("_cuda*.so")) and list((ROOT / "pycodec").glob("_cpu*.so")):
+        return "the checkout is built already"
+    return tool("nvcc")()
+
+
+def steps() -> list[Step]:
+    """All of them, in the order of their worth."""
+    python = ("python", "-m")
+    pytest = (*python, "pytest", "-q", "-p", "no:cacheprovider")
+    found = [
+        Step(
+            "build",
+            ("python", "setup.py", "-q", "build_ext", "--inplace"),
+            500,
+            needs_building,
+        )
+    ]
+    found += [Step(f"test-{Path(path).stem[5:]}", (*pytest, path), 400) for path in GPU_TESTS]
+
+    def script(name: str, path: str, *options: str, seconds: int = 300) -> Step:
+        return Step(name, ("python", f"benchmarks/{path}", *options, "--json", "{json}"), seconds)
+
+    found += [
+        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py"),
+        script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py"),
+        script("time-pseudocylindrical_pad", "ops/pseudocylindrical_pad.py", "--device", "cuda"),
+        script("time-rans", "coding/rans_cuda.py"),
+    ]
+    found += [
+        script(
+            f"time-wave_network-{size}",
+            "context/wave_network_cuda.py",
+            "--sizes",
+            size,
+            seconds=480,
+        )
+        for size in ("768x512", "1920x1080")
+    ]
+    for size in ("1080p", "4k"):
+        command = ("bench", "--device", "cuda", "--sizes", size, "--json", "{json}")
+        found.append(Step(f"codec-{size}", (*python, "pycodec", *command), 240))
+    file = "{folder}/picture"
+    encode = ("encode", f"{file}.png", f"{file}.lci", "--force")
+    profile = ("--device", "cuda", "--out")
+    found += [
+        Step("picture", ("python", "-c", _PICTURE), 60),
+        Step("picture-encode", (*python, "pycodec", *encode), 60),
+        Step(
+            "profile-encode",
+            (*python, "pycodec", "profile", "encode", f"{file}.png", *profile, "{folder}/encode"),
+            120,
+        ),
+        Step(
+            "profile-decode",
+            (*python, "pycodec", "profile", "decode", f"{file}.lci", *profile, "{folder}/decode"),
+            120,
+        ),
+    ]
+    counters = ("ncu", "--csv", "--page", "raw", "--launch-count", "60")
+    counters += ("--metrics", ",".join(COUNTERS))
+    short = {
+        "quantized_conv2d": ("benchmarks/ops/quantized_conv2d_cuda.py", "--repeats", "1"),
+        "trimmed_conv2d": (
+            *("benchmarks/ops/trimmed_conv2d_cuda.py", "--repeats", "1"),
+            *("--sizes", "768x512"),
+        ),
+        "pseudocylindrical_pad": (
+            *("benchmarks/ops/pseudocylindrical_pad.py", "--device", "cuda"),
+            *("--rounds", "1", "--seconds", "0.1"),
+        ),
+        "rans": (
+            *("benchmarks/coding/rans_cuda.py", "--repeats", "1", "--symbols", str(1 << 24)),
+            *("--substreams", "100", "1000"),
+        ),
+        "wave_network": (
+            *("benchmarks/context/wave_network_cuda.py", "--repeats", "1"),
+            *("--sizes", "192x128", "--networks", "tcae-fast", "--orders", "slope"),
+        ),
+    }
+    found += [
+        Step(
+            f"ncu-{name}",
+            (*counters, "--log-file", f"{{folder}}/ncu-{name}.csv", "python", *command),
+            300,
+            tool("ncu"),
+        )
+        for name, command in short.items()
+    ]
+    for checker in ("memcheck", "racecheck", "synccheck"):
+        sanitizer = ("compute-sanitizer", "--tool", checker, "--error-exitcode", "9")
+        found += [
+            Step(
+                f"{checker}-{Path(path).stem[5:]}",
+                (*sanitizer, *pytest, path, "-k", "(gpu or cuda) and not host"),
+                480,
+                tool("compute-sanitizer"),
+            )
+            for path in GPU_TESTS
+        ]
+    return [replace(step, environment=ENVIRONMENT) for step in found]
+
+
+def fastest_launches(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the wave decoder, for each network, order and size."""
+    best: dict[tuple, dict[str, Any]] = {}
+    for name, step in document["steps"].items():
+        if not name.startswith("time-wave_network"):
+            continue
+        for row in step.get("results", ()):
+            key = tuple(row[k] for k in ("network", "order", "height", "width"))
+            if key not in best or row["decode_seconds"] < best[key]["decode_seconds"]:
+                best[key] = row
+    chosen = ("network", "order", "height", "width", "method", "threads", "blocks", "us_per_wave")
+    return [{name: row[name] for name in chosen} for row in best.values()]
+
+
+def gather(slices: Slices) -> Path:
+    """Writes the results of all steps that are done to one file."""
+    import torch
+
+    from pycodec.profiling.machine import describe_machine, machine_name, measure_ceilings
+
+    facts = describe_machine("cuda")
+    document = slices.gather(facts)
+    document["ceilings"] = measure_ceilings("cuda").to_json()
+    document["fastest_launches"] = fastest_launches(document)
+    document["gpu_architecture"] = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    path = slices.folder / f"{machine_name(facts)}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of state and results")
+    parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
+    parser.add_argument("--retry", action="store_true", help="repeat what failed")
+    parser.add_argument("--list", action="store_true", help="show the steps, run nothing")
+    parser.add_argument("--gather", action="store_true", help="write what there is, run nothing")
+    options = parser.parse_args(argv)
+    all_steps = steps()
+    if missing := missing_files(all_steps):
+        parser.error(f"the repository lacks {', '.join(missing)}")
+    slices = Slices(all_steps, options.out.resolve())
+    if options.list:
+        done = slices.outcomes()
+        for step in all_steps:
+            status = done[step.name].status if step.name in done else "to do"
+            print(f"{status:<9} {step.name:<32} {' '.join(step.command)}")
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        print("torch sees no GPU: nothing to measure", file=sys.stderr)
+        return 1
+    finished = options.gather or slices.run(60 * options.minutes, retry=options.retry)
+    if not finished:
+        left = len(all_steps) - len(slices.outcomes())
+        print(f"{left} steps are left: run the same command again")
+        return MORE_LEFT
+    print(f"written to {gather(slices)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

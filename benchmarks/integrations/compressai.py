@@ -1,0 +1,265 @@
+"""What does ``accelerate`` make of CompressAI's models?
+
+Times: whole ``compress`` and ``decompress`` of a 768x512 picture, the architectures of quality 3,
+the same weights for both, in one run; and the part of it that is not transforms (g_a, h_a, g_s).
+The weights are random, but for factors and biases that give streams of a realistic size: what takes
+time depends on widths and sizes. CompressAI's are the best of ``--rounds``, ours of five times as
+many.
+
+Rates, with ``--trained ARCH=CHECKPOINT --pictures FOLDER``: bytes and PSNR of both on trained
+weights. Reproducibility, on the same weights: how many scale indexes, and what decoded picture,
+CompressAI gets when torch adds in another order.
+
+    python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json \
+        --trained mbt2018=small.pth.tar --pictures KODAK --calibrate TRAIN
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pycodec import _cpu
+from pycodec.integrations.compressai import accelerate, read_pictures
+
+# This file has the package's name, and a script's folder is searched first.
+sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+import compressai  # noqa: E402
+from compressai.zoo.image import model_architectures  # noqa: E402
+
+WIDTHS = {"mbt2018-mean": (128, 192), "mbt2018": (192, 192), "cheng2020-anchor": (128,)}
+"""Of quality 3, as compressai.zoo has them."""
+
+
+def random_model(architecture: str) -> nn.Module:
+    """Latents of a standard deviation of 0.4, and scales about there."""
+    torch.manual_seed(0)
+    model = model_architectures[architecture](*WIDTHS[architecture]).eval()
+    with torch.no_grad():
+        x = torch.rand(1, 3, 256, 256)
+        for stack, deviation in ((model.g_a, 0.4), (model.h_a, 2.0)):
+            last = [m for m in stack if isinstance(m, nn.Conv2d)][-1]
+            factor = deviation / stack(x).std()
+            last.weight.mul_(factor)
+            last.bias.mul_(factor)
+            x = stack(x)
+        heads = getattr(model, "entropy_parameters", model.h_s)
+        heads[-1].bias[: model.M] = 0.4
+        heads[-1].bias[model.M :] = 0
+    model.update()
+    return model
+
+
+@contextlib.contextmanager
+def timed_transforms(model: nn.Module) -> Iterator[list[float]]:
+    """The seconds that g_a, h_a and g_s take inside, appended."""
+    seconds: list[float] = []
+    began: list[float] = []
+    hooks = []
+    for stack in (model.g_a, model.h_a, model.g_s):
+        hooks.append(stack.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())))
+        hooks.append(
+            stack.register_forward_hook(
+                lambda *_: seconds.append(time.perf_counter() - began.pop())
+            )
+        )
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def best_time(model: nn.Module, run: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Least whole time, and least time without transforms."""
+    wholes, parts = [], []
+    with timed_transforms(model) as transforms:
+        for _ in range(rounds):
+            transforms.clear()
+            start = time.perf_counter()
+            run()
+            whole = time.perf_counter() - start
+            wholes.append(whole)
+            parts.append(whole - sum(transforms))
+    return {"whole": round(min(wholes), 5), "entropy": round(min(parts), 5)}
+
+
+def measure_times(x: Tensor, rounds: int) -> list[dict]:
+    rows = []
+    for architecture in WIDTHS:
+        model = random_model(architecture)
+        fast = accelerate(model)
+        row: dict = {"model": architecture}
+        for name, coder, repeats in (("compressai", model, rounds), ("pycodec", fast, 5 * rounds)):
+            with torch.no_grad():
+                coded = coder.compress(x)
+                row[name] = {
+                    "compress": best_time(model, lambda c=coder: c.compress(x), repeats),
+                    "decompress": best_time(
+                        model, lambda c=coder, r=coded: c.decompress(**r), repeats
+                    ),
+                    "bytes": size_of(coded),
+                }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def size_of(coded: dict) -> int:
+    return sum(len(stream) for kind in coded["strings"] for stream in kind)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return -10 * math.log10(float((a - b).square().mean()))
+
+
+def trained_model(architecture: str, checkpoint: Path) -> nn.Module:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    model = model_architectures[architecture].from_state_dict(state).eval()
+    model.update(force=True)
+    return model
+
+
+def measure_rate(
+    architecture: str, checkpoint: Path, pictures: list[Tensor], calibrate: list | None
+) -> dict:
+    model = trained_model(architecture, checkpoint)
+    totals = {}
+    for name, coder in (("compressai", model), ("pycodec", accelerate(model, calibrate))):
+        sizes, qualities = [], []
+        with torch.no_grad():
+            for x in pictures:
+                coded = coder.compress(x)
+                sizes.append(size_of(coded))
+                qualities.append(psnr(coder.decompress(**coded)["x_hat"], x))
+        pixels = sum(x.shape[2] * x.shape[3] for x in pictures)
+        totals[name] = {
+            "bytes": sum(sizes),
+            "bpp": 8 * sum(sizes) / pixels,
+            "psnr": float(np.mean(qualities)),
+        }
+    widths = sum(p.numel() for p in model.parameters())
+    row = {"model": architecture, "parameters": widths, "pictures": len(pictures), **totals}
+    row["rate_percent"] = 100 * (totals["pycodec"]["bytes"] / totals["compressai"]["bytes"] - 1)
+    row["psnr_db"] = totals["pycodec"]["psnr"] - totals["compressai"]["psnr"]
+    print(json.dumps(row), flush=True)
+    return row
+
+
+@contextlib.contextmanager
+def arithmetic(threads: int, mkldnn: bool) -> Iterator[None]:
+    """Torch's ways to order the additions of a convolution."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.backends.mkldnn.flags(enabled=mkldnn):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure_reproducibility(architecture: str, checkpoint: Path, x: Tensor) -> list[dict]:
+    """A stream of one way of computing, decoded in the other ways; and by pycodec."""
+    model = trained_model(architecture, checkpoint)
+    fast = accelerate(model)
+    ways = [(1, True), (2, True), (1, False), (2, False)]
+    rows = []
+    with torch.no_grad():
+        y = model.g_a(x)
+        z_hat = torch.round(model.h_a(y))
+
+        def indexes() -> Tensor:
+            seen = model.context_prediction(torch.round(y))
+            joined = torch.cat([model.h_s(z_hat), seen], 1)
+            scales, _ = model.entropy_parameters(joined).chunk(2, 1)
+            return model.gaussian_conditional.build_indexes(scales)
+
+        with arithmetic(*ways[0]):
+            first = indexes()
+            coded, ours = model.compress(x), fast.compress(x)
+            expected = model.decompress(**coded)["x_hat"]
+            ours_expected = fast.decompress(**ours)["x_hat"]
+        for threads, mkldnn in ways:
+            with arithmetic(threads, mkldnn):
+                changed = int((indexes() != first).sum())
+                decoded = model.decompress(**coded)["x_hat"]
+                ours_decoded = fast.decompress(**ours)["x_hat"]
+            row = {
+                "model": architecture,
+                "threads": threads,
+                "mkldnn": mkldnn,
+                "symbols": first.numel(),
+                "indexes_changed": changed,
+                "pixels_off_by_one_percent": float(((decoded - expected).abs() > 0.01).sum())
+                / decoded.numel(),
+                "pycodec_largest_difference": float((ours_decoded - ours_expected).abs().max()),
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def picture_of(file: Path) -> Tensor:
+    """[1, 3, H, W], cut to multiples of 64."""
+    x = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None] / 255
+    return x[:, :, : x.shape[2] // 64 * 64, : x.shape[3] // 64 * 64]
+
+
+def photograph() -> Tensor:
+    from skimage import data
+
+    x = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(x, size=(512, 768), mode="bilinear", antialias=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-times", action="store_true")
+    parser.add_argument("--trained", action="append", default=[], metavar="ARCH=CHECKPOINT")
+    parser.add_argument("--pictures", type=Path, help="folder, for the rates")
+    parser.add_argument("--count", type=int, default=24, help="of these pictures")
+    parser.add_argument("--calibrate", type=Path, help="folder; made pictures if none is named")
+    parser.add_argument("--json", type=Path, help="parts that this run leaves out are kept")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    report = {}
+    if arguments.json and arguments.json.exists():
+        report = json.loads(arguments.json.read_text())
+    report |= {
+        "compressai": compressai.__version__,
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "simd_level": _cpu.simd_level(),
+    }
+    if not arguments.no_times:
+        report["times"] = measure_times(photograph(), arguments.rounds)
+    trained = [item.partition("=")[::2] for item in arguments.trained]
+    if trained and arguments.pictures:
+        files = sorted(arguments.pictures.iterdir())[: arguments.count]
+        pictures = [picture_of(file) for file in files]
+        calibrate = arguments.calibrate and read_pictures(arguments.calibrate)
+        report["rates"] = [measure_rate(a, Path(c), pictures, calibrate) for a, c in trained]
+        small = photograph()[:, :, :256, :256]
+        report["reproducibility"] = [
+            row for a, c in trained for row in measure_reproducibility(a, Path(c), small)
+        ]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

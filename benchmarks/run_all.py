@@ -1,0 +1,102 @@
+"""Runs every benchmark of this folder on this machine and gathers their results in one file.
+
+Runs in slices, each call up to ``--minutes``; the next call with the same ``--out`` goes on from
+there and exits with 0 when all are done, with 75 while some are left. What is gathered goes to
+``benchmarks/results/MACHINE.json``, named after the processor; benchmarks that write no JSON are in
+it with what they print. Those that need pictures are left out unless a folder is given. Then
+``benchmarks/plots.py`` draws what README shows and ``benchmarks/update_readme.py`` writes it.
+
+Each benchmark says itself what it compares with and how to install that; what is not installed is
+left out of the comparison. All of the peers of processors:
+
+    pip install compressai constriction torchac imagecodecs matplotlib bjontegaard pytorch-msssim
+
+    python benchmarks/run_all.py --out runs/benchmarks [--kodak DIR] [--erp DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from slices import MORE_LEFT, ROOT, Slices, Step, missing_files
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def folder_given(path: Path | None, option: str):
+    """For :attr:`Step.needs`."""
+    return lambda: None if path is not None else f"needs pictures: give {option}"
+
+
+def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
+    """All benchmarks, the short ones first."""
+
+    def script(path: str, *options: str, seconds: int = 600, name: str | None = None) -> Step:
+        name = name or Path(path).stem
+        command = ("python", f"benchmarks/{path}", *options)
+        return Step(name, command, seconds)
+
+    def with_json(path: str, *options: str, **more) -> Step:
+        return script(path, *options, "--json", "{json}", **more)
+
+    bench = ("python", "-m", "pycodec", "bench", "--json", "{json}")
+    lossless = ("models/lossless.py", str(kodak or "KODAK"))
+    sphere = ("models/sphere.py", str(erp or "ERP"))
+    found = [
+        with_json("profiling/overhead.py", name="profiler_overhead"),
+        with_json("roofline.py"),
+        with_json("models/photo.py"),
+        with_json("coding/rans.py"),
+        script("integrations/dataset.py"),
+        script("ops/quantized_conv2d.py"),
+        script("ops/quantized_trimmed_conv2d.py"),
+        with_json("ops/masked_conv2d.py"),
+        with_json("ops/trimmed_conv2d.py", seconds=1200),
+        with_json("ops/pseudocylindrical_pad.py"),
+        Step("bench", bench, 900),
+        Step("bench_lossless", (*bench, "--lossless"), 1800),
+        with_json("context/wave_network.py", seconds=3600),
+    ]
+    for path, folder, option in ((lossless, kodak, "--kodak"), (sphere, erp, "--erp")):
+        step = with_json(*path, seconds=3600)
+        found.append(Step(step.name, step.command, step.seconds, folder_given(folder, option)))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of state and results")
+    parser.add_argument("--minutes", type=float, default=60, help="of this call (default: 60)")
+    parser.add_argument("--kodak", type=Path, help="folder of the Kodak pictures")
+    parser.add_argument("--erp", type=Path, help="folder of equirectangular pictures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the benchmarks")
+    parser.add_argument("--retry", action="store_true", help="repeat what failed")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where MACHINE.json goes")
+    options = parser.parse_args(argv)
+    all_steps = steps(*(p and p.resolve() for p in (options.kodak, options.erp)))
+    if missing := missing_files(all_steps):
+        parser.error(f"the repository lacks {', '.join(missing)}")
+    if options.only:
+        unknown = set(options.only) - {step.name for step in all_steps}
+        if unknown:
+            names = ", ".join(step.name for step in all_steps)
+            parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {names}")
+        all_steps = [step for step in all_steps if step.name in options.only]
+    slices = Slices(all_steps, options.out.resolve())
+    finished = slices.run(60 * options.minutes, retry=options.retry)
+
+    from pycodec.profiling.machine import describe_machine, machine_name
+
+    facts = describe_machine()
+    path = options.results / f"{machine_name(facts)}.json"
+    path.write_text(json.dumps(slices.gather(facts), indent=1) + "\n")
+    print(f"written to {path}" + ("" if finished else "; some are left: run this again"))
+    return 0 if finished else MORE_LEFT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where time goes: spans of stages, layers and kernels, the machine's ceilings, reports."""
