@@ -34,7 +34,12 @@ from pycodec.quantization.finetune import FineTuning, calibrate_selectors, fine_
 from pycodec.quantization.gradient_modulator import round_modulated
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.recipe import Plans, by_layer, plan
-from pycodec.quantization.report import rate_distortion, sensitivity, widths_by_sensitivity
+from pycodec.quantization.report import (
+    RateDistortion,
+    rate_distortion,
+    sensitivity,
+    widths_by_sensitivity,
+)
 from pycodec.quantization.simulation import SimulatedTransforms
 from pycodec.training.data import CropSampler, list_pictures, split_pictures
 from pycodec.training.train import load_weights, read_scaled, read_whole
@@ -127,15 +132,32 @@ class Ablation:
         layers = by_layer(self.plans, widths)
         return SimulatedTransforms(network, layers, self.streams, ROUNDINGS[rounding], dynamic)
 
+    def _widths(self, kind: str) -> Mapping[str, Sequence[int]] | Sequence[int]:
+        if kind == "mixed":
+            return {name: (bits,) for name, bits in self.mixed.items()}
+        return WIDTHS if kind == "dynamic" else (int(kind.split()[1]),)
+
+    def calibrated(self, kind: str) -> RateDistortion:
+        """Of a kind of static widths, before any fine-tuning."""
+        return kept(
+            self.work / f"calibrated-{kind}.pt".replace(" ", "-"),
+            lambda: rate_distortion(self._simulated(self._widths(kind)), self.measuring, MEASURED),
+        )
+
+    def against_float(self, measured: RateDistortion) -> dict:
+        rate = bd_rate(self.float.points, measured.points)
+        return {
+            "bd_rate_percent": None if rate is None else round(rate.percent, 3),
+            "loss_percent": round(100 * (measured.cost - self.float.cost), 3),
+            "points": [[round(b, 4), round(p, 3)] for b, p in measured.points],
+        }
+
     def run(self, kind: str, rounding: str) -> dict:
         """One variant: before and after its fine-tuning."""
         args = self.args
-        if kind == "mixed":
-            widths = {name: (bits,) for name, bits in self.mixed.items()}
-        else:
-            widths = {"static 8": (8,), "static 4": (4,), "dynamic": WIDTHS}[kind]
-        model = self._simulated(widths, rounding, dynamic=kind == "dynamic")
-        before = rate_distortion(model, self.measuring, MEASURED)
+        model = self._simulated(self._widths(kind), rounding, dynamic=kind == "dynamic")
+        # Before it is trained a selector chooses 8 bits.
+        before = self.calibrated("static 8" if kind == "dynamic" else kind)
         calibrate_selectors(model, self.choosing, MEASURED)
         options = FineTuning(
             steps=args.steps,
@@ -164,13 +186,8 @@ class Ablation:
         }
         if total:
             result["chosen"] = {str(w): n for w, n in sorted(total.items())}
-        for stage, measured in (("calibrated", before), ("fine_tuned", after)):
-            rate = bd_rate(self.float.points, measured.points)
-            result[stage] = {
-                "bd_rate_percent": None if rate is None else round(rate.percent, 3),
-                "loss_percent": round(100 * (measured.cost - self.float.cost), 3),
-                "points": [[round(b, 4), round(p, 3)] for b, p in measured.points],
-            }
+        result["calibrated"] = self.against_float(before)
+        result["fine_tuned"] = self.against_float(after)
         checkpoint.unlink(missing_ok=True)
         return result
 
@@ -199,20 +216,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="results so far and at the end")
     args = parser.parse_args()
     ablation = Ablation(args)
-    results = []
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+    summary = {
+        "settings": settings,
+        "qualities": MEASURED,
+        "float": {"points": [[round(b, 4), round(p, 3)] for b, p in ablation.float.points]},
+        "mixed_widths": ablation.mixed,
+        "calibrated": [
+            {
+                "widths": kind,
+                "mean_bits": round(ablation.calibrated(kind).bits[0], 3),
+                **ablation.against_float(ablation.calibrated(kind)),
+            }
+            for kind in ("static 8", "static 6", "mixed", "static 4")
+        ],
+        "fine_tuned": [],
+    }
     for kind, rounding in VARIANTS:
         done = ablation.work / f"{kind}-{rounding}.result.pt".replace(" ", "-")
-        results.append(kept(done, lambda k=kind, r=rounding: ablation.run(k, r)))
-        print(json.dumps(results[-1]), flush=True)
-        settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
-        summary = {
-            "settings": settings,
-            "qualities": MEASURED,
-            "float": {"points": [[round(b, 4), round(p, 3)] for b, p in ablation.float.points]},
-            "variants": results,
-        }
-        if "mixed" in [result["widths"] for result in results]:
-            summary["mixed_widths"] = ablation.mixed
+        result = kept(done, lambda k=kind, r=rounding: ablation.run(k, r))
+        summary["fine_tuned"].append(result)
+        print(json.dumps(result), flush=True)
         args.json.write_text(json.dumps(summary, indent=2) + "\n")
 
 
