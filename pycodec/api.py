@@ -251,7 +251,7 @@ def encode_picture(
             exif=picture.exif,
             xmp=picture.xmp,
             alpha=alpha,
-            precision=_pack_precision(codec.precision) if exact_pixels else None,
+            precision=_pack_precision(codec.precision, coded.widths) if exact_pixels else None,
         )
     )
     end_stage(coded.seconds, "container", began)
@@ -292,9 +292,13 @@ def decode_picture(
         )
     stats = DecodeStats()
     end_stage(stats.seconds, "container", began)
+    options = {}
+    if container.precision is not None and precision in (None, *INTEGER_PRECISIONS):
+        asked, widths = _unpack_precision(container.precision)
+        precision = precision or asked
+        if precision == asked and widths:
+            options["widths"] = widths
     precision = _exact_precision(precision, exact_pixels)
-    if precision is None and container.precision is not None:
-        precision = _unpack_precision(container.precision)
     codec = _decoding_model(header, model, device, precision)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
@@ -311,7 +315,7 @@ def decode_picture(
         )[own]
     else:
         sizes = (header.width, header.height, header.quality)
-        options = {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
+        options |= {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
         if header.codec == Codec.SPHERE:
             sphere = SphereCodec(codec)
             pixels = sphere.decompress(container.streams, *sizes, rows=rows, **options)
@@ -381,18 +385,19 @@ def _exact_precision(precision: str | None, exact_pixels: bool) -> str | None:
     return INTEGER_PRECISIONS[0]
 
 
-def _pack_precision(precision: str) -> bytes:
-    return bytes([1 + INTEGER_PRECISIONS.index(precision)])
+def _pack_precision(precision: str, widths: bytes) -> bytes:
+    return bytes([1 + INTEGER_PRECISIONS.index(precision)]) + widths
 
 
-def _unpack_precision(section: bytes) -> str:
-    if len(section) != 1 or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
+def _unpack_precision(section: bytes) -> tuple[str, bytes]:
+    """The precision, and the widths that the synthesis of a dynamic model had."""
+    if not section or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
         raise UnsupportedError(
             "the file asks for a precision that this version does not know: update pycodec, or "
             "name one, and its pixels may differ in the last bits",
             section="precision",
         )
-    return INTEGER_PRECISIONS[section[0] - 1]
+    return INTEGER_PRECISIONS[section[0] - 1], section[1:]
 
 
 def encoding_model(

@@ -27,7 +27,8 @@ from pycodec.context.integer_entropy_model import (
 )
 from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.blocks import set_branch_dtype
-from pycodec.models.integer_transforms import IntegerTransform, pad_to_multiple
+from pycodec.models.integer_transforms import pad_to_multiple
+from pycodec.models.integer_variants import Bits, VariantTransform, choose, load_selectors
 from pycodec.models.model_folder import (
     WEIGHTS,
     add_weights_file,
@@ -40,6 +41,7 @@ from pycodec.models.photo_network import PhotoConfig
 from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
+from pycodec.quantization.bit_width import BitWidthSelector, channel_activity
 
 ANALYSIS_HALO = 96
 """Pixels around a tile that its latents depend on (72), rounded up to whole latents, plus one."""
@@ -76,6 +78,7 @@ class CodedPicture:
         symbols, indexes: one array a tile: its symbols in stream order, and the table of each;
             empty unless asked for: they take more memory than the picture.
         seconds: time by stage: ``analysis``, ``entropy``, ``rans``.
+        widths: of the synthesis' weights, for ``decompress``; empty unless the model is dynamic.
     """
 
     streams: list[bytes]
@@ -86,6 +89,7 @@ class CodedPicture:
     symbols: list[np.ndarray] = field(default_factory=list)
     indexes: list[np.ndarray] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    widths: bytes = b""
 
     def add(self, result: CodedLatents, tables: TableSet | None = None, head: bytes = b"") -> None:
         """Take up what was coded together, as a stream that begins with ``head``.
@@ -150,16 +154,18 @@ class PhotoCodec:
         self.entropy_model = IntegerEntropyModel(_strip(tensors, "entropy."), backend)
         if self.entropy_model.latent_channels != latents:
             raise InputError("the weights do not fit the model's configuration")
-        self._integers: dict[str, IntegerTransform] | None = None
+        self._integers: dict[str, VariantTransform] | None = None
+        self._selectors: dict[str, BitWidthSelector] = {}
         if precision in INTEGER_PRECISIONS:
             if integers is None:
                 raise InputError(f"precision {precision} needs the model's integers")
             backend = None if backend == "native" else backend
             on_device = {k: v.to(self.device) for k, v in integers.items()}
             self._integers = {
-                part: IntegerTransform(part, _strip(on_device, f"{part}."), backend)
+                part: VariantTransform(part, _strip(on_device, f"{part}."), backend)
                 for part in TRANSFORMS
             }
+            self._selectors = load_selectors(integers)
 
     def _transform(
         self, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str
@@ -204,14 +210,33 @@ class PhotoCodec:
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
             )
         coded = CodedPicture([], round(quality * 100), tile_log2)
+        activities = []
         with thread_count(threads) as count, torch.inference_mode():
             for tile in cut_tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
                 result = self._compress_tile(pixels, tile, coded, count)
+                if "synthesis" in self._selectors:
+                    activities.append(self._synthesis_activity(result.latents, coded.quality_code))
                 coded.add(result, self.entropy_model.tables if code_length else None)
                 if keep_symbols:
                     coded.symbols.append(result.symbols)
                     coded.indexes.append(result.indexes)
+            if activities:
+                activity = sum(sums for sums, _ in activities) / sum(n for _, n in activities)
+                coded.widths = self._choose_widths(activity, coded.quality_code)
         return coded
+
+    def _synthesis_activity(self, latents: Tensor, quality_code: int) -> tuple[Tensor, int]:
+        """Of what the synthesis' first layer writes: sums of magnitudes [C], and positions."""
+        y = (latents.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
+        quality = torch.tensor([quality_code / 100], device=self.device)
+        x = self.synthesis.head(self.synthesis.affine_latent(y.to(self.device), quality))
+        count = latents.shape[0] * latents.shape[1]
+        return channel_activity(x)[0].cpu() * count, count
+
+    def _choose_widths(self, activity: Tensor, quality_code: int) -> bytes:
+        synthesis = self._integers["synthesis"]
+        bits = choose(self._selectors["synthesis"], activity, quality_code)
+        return synthesis.pack(synthesis.available(bits))
 
     def _compress_tile(
         self, pixels: np.ndarray, tile: Tile, coded: CodedPicture, threads: int
@@ -247,7 +272,13 @@ class PhotoCodec:
         """As ``_analyse``; the window of pixels begins at ``start``."""
         # A copy: the pixels may be read-only.
         x = torch.tensor(pad_to_multiple(window, LATENT_STRIDE), device=self.device)
-        y = self._integers["analysis"](x, quality_code)
+        analysis, bits = self._integers["analysis"], None
+        if "analysis" in self._selectors:  # by tile: what is chosen here is nobody else's business
+            patches = F.pixel_unshuffle(x.permute(2, 0, 1)[None].float() / 255 - 0.5, 4)
+            activity = channel_activity(self.analysis.stem(patches))[0].cpu()
+            chosen = choose(self._selectors["analysis"], activity, quality_code)
+            bits = analysis.available(chosen)
+        y = analysis(x, quality_code, bits=bits)
         row, column = (
             (tile.top - start[0]) // LATENT_STRIDE,
             (tile.left - start[1]) // LATENT_STRIDE,
@@ -268,6 +299,7 @@ class PhotoCodec:
         tile_log2: int = DEFAULT_TILE_LOG2,
         threads: int | None = None,
         seconds: dict[str, float] | None = None,
+        widths: bytes = b"",
     ) -> np.ndarray:
         """Decode a picture: uint8 [height, width, 3].
 
@@ -277,10 +309,12 @@ class PhotoCodec:
             quality_code: quality in hundredths.
             tile_log2, threads: as in ``compress``.
             seconds: times are added to its items ``entropy``, ``rans`` and ``synthesis``.
+            widths: ``CodedPicture.widths``, for integers; 8 bits everywhere if empty.
 
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
+        bits = None if self._integers is None else self._integers["synthesis"].unpack(widths)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
         tiles = list(cut_tiles(height, width, 1 << tile_log2))
@@ -303,7 +337,7 @@ class PhotoCodec:
                 following = decode_row(row + 1) if row + 1 < rows else band[:0]
                 began = time.perf_counter()
                 for tile in tiles[row * columns : (row + 1) * columns]:
-                    self._synthesize((above, band, following), tile, quality_code, pixels)
+                    self._synthesize((above, band, following), tile, quality_code, pixels, bits)
                 end_stage(seconds, "synthesis", began)
                 above, band = band[-SYNTHESIS_HALO:].clone(), following
         return pixels
@@ -337,6 +371,7 @@ class PhotoCodec:
         tile: Tile,
         quality_code: int,
         pixels: np.ndarray,
+        bits: Bits | None,
     ) -> None:
         """Write the pixels of one tile.
 
@@ -351,7 +386,7 @@ class PhotoCodec:
         window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
         row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
         if self._integers is not None:
-            x = self._integers["synthesis"](window.contiguous(), quality_code)
+            x = self._integers["synthesis"](window.contiguous(), quality_code, bits=bits)
             x = x[row : row + tile.height, column : column + tile.width]
             pixels[tile.slices] = x.cpu().numpy()
             return

@@ -84,6 +84,22 @@ def rate_distortion_loss(
     return (weight * (bpp + multiplier * 255**2 * mse)).mean(), bpp, mse
 
 
+def load_weights(network: PhotoNetwork, folder: Path) -> None:
+    """Restore the weights of a model folder, which must be of the network's widths.
+
+    Raises:
+        CodecError: it is no photo model, or of other widths.
+    """
+    tensors, _, _ = read_photo_tensors(folder)
+    entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
+    transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
+    missing, unexpected = network.load_state_dict(transforms, strict=False)
+    missing = [name for name in missing if not name.startswith("entropy_model.")]
+    if missing or unexpected:
+        raise CodecError(f"{folder} is no photo model: {(missing + unexpected)[0]} is amiss")
+    restore_entropy_model(network.entropy_model, entropy)
+
+
 class Trainer:
     """Owns network, optimizers, data and log of one run in ``out``.
 
@@ -134,7 +150,7 @@ class Trainer:
     def _find_pictures(self, folder: Path) -> None:
         training, held_out = split_pictures(find_pictures(folder))
         self.training = training
-        self.held_out = [x for x in map(_read_validation, held_out) if x.numel()]
+        self.held_out = [x for x in map(read_whole, held_out) if x.numel()]
 
     def _sampler(self, seed: int) -> Sampler:
         return CropSampler(self.training, self.options.crop, seed=seed)
@@ -146,14 +162,7 @@ class Trainer:
 
     def _load_weights(self, path: Path) -> None:
         if path.is_dir():
-            tensors, _, _ = read_photo_tensors(path)
-            entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
-            transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
-            missing, unexpected = self.network.load_state_dict(transforms, strict=False)
-            missing = [name for name in missing if not name.startswith("entropy_model.")]
-            if missing or unexpected:
-                raise CodecError(f"{path} is no photo model: {(missing + unexpected)[0]} is amiss")
-            restore_entropy_model(self.network.entropy_model, entropy)
+            load_weights(self.network, path)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
@@ -266,7 +275,7 @@ class Trainer:
         """Write the model folder; its tables and dead zones are fitted to training pictures."""
         self.batches.close()
         step = max(1, len(self.training) // 48)
-        pictures = [_read_scaled(path) for path in self.training[::step]]
+        pictures = [read_scaled(path) for path in self.training[::step]]
         finalize(self.network, pictures, folder, report)
         return folder
 
@@ -366,7 +375,7 @@ def _tensorboard(out: Path):
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _read_scaled(path: Path) -> np.ndarray:
+def read_scaled(path: Path) -> np.ndarray:
     """A picture scaled down by 0.75, which removes the artefacts of its source: uint8 [H, W, 3]."""
     with Image.open(path) as image:
         picture = image.convert("RGB")
@@ -374,9 +383,9 @@ def _read_scaled(path: Path) -> np.ndarray:
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
-def _read_validation(path: Path) -> Tensor:
+def read_whole(path: Path) -> Tensor:
     """A held-out picture, cut to multiples of 64, perhaps to nothing: float [1, 3, H, W]."""
-    pixels = _read_scaled(path)
+    pixels = read_scaled(path)
     height, width = (side // 64 * 64 for side in pixels.shape[:2])
     tensor = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
     return tensor.contiguous(memory_format=torch.channels_last)
