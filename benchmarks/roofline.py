@@ -6,6 +6,9 @@ does. Its time, the best of many calls, is compared with the roofline: the lower
 peak of its arithmetic (multiply-adds in registers, at the SIMD level in force) and what a copy of
 64 MiB moves in the time. What stays in the caches may be faster than that copy.
 
+On a busy machine run it some times with the same ``--json``: of what the file holds already the
+faster times are kept, and the higher ceilings, against which all shares are.
+
 The peer is the processor, so there is nothing to install. ``benchmarks/update_readme.py`` writes
 the table to ``docs/performance.md``.
 
@@ -28,10 +31,12 @@ import torch
 from pycodec import _cpu
 from pycodec.coding import compressai_ans, rans
 from pycodec.coding.tables import TableSet
+from pycodec.context.gaussian_waves import GaussianWaves
 from pycodec.context.orders import mask
 from pycodec.context.wave_network import WaveNetwork
 from pycodec.models.lossless_network import PLANES, SIZES
 from pycodec.ops import (
+    Int16Conv2d,
     QuantizedConv2d,
     pseudocylindrical_mask,
     pseudocylindrical_pad,
@@ -42,7 +47,7 @@ from pycodec.ops.quadtree_stage import quantize_residuals, reconstruct_stage, st
 from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.profiling.machine import Ceilings, describe_machine, measure_ceilings
 from pycodec.profiling.profile import rates
-from pycodec.profiling.spans import WAVE, Recorder
+from pycodec.profiling.spans import KERNEL, WAVE, Recorder, Span
 from pycodec.projection.widths import TileWidths
 
 sys.path.insert(0, str(Path(__file__).parent / "context"))
@@ -51,6 +56,37 @@ from wave_network import TABLES, make_layers, steps_of
 HEIGHT, WIDTH = 512, 768
 LATENTS = 32, 48, 320  # height, width, channels
 SYMBOLS = 1 << 20
+
+
+NAMED_BELOW = 0.3
+"""A share of the roof that has to be explained."""
+_PORTABLE = (
+    "it is portable code in 64-bit integers, for whose products, shifts and bounds the SSE2 of any "
+    "x86-64 has no vectors"
+)
+_SINGLE_STATE = (
+    "CompressAI's streams have a single state, so that each symbol waits for the one before: "
+    "latency is the limit, not bandwidth"
+)
+_SHORT_SUMS = (
+    "sums are short in this small network, some 20 multiply-add instructions for a vector of eight "
+    "outputs, beside which their inputs' loads, requantization in 64 bits and stores weigh; it has "
+    "not been broken down further"
+)
+REASONS = {
+    "wave_network_encode": _SHORT_SUMS,
+    "wave_network_decode": f"{_SHORT_SUMS}; besides, waves are short runs along a slope, between "
+    "which one thread draws the symbols",
+    "stage_parameters": _PORTABLE,
+    "quantize_residuals": f"{_PORTABLE}, and it divides",
+    "reconstruct_stage": _PORTABLE,
+    "pseudocylindrical_resample": "rows are transposed on the way in and out, a value at a time",
+    "gaussian_waves_encode": "a wave has 11 positions on average, for which 5 MB of weights are "
+    "read anew",
+    "gaussian_waves_decode": "as gaussian_waves_encode, and one thread draws the symbols",
+    "compressai_encode": _SINGLE_STATE,
+    "compressai_decode": _SINGLE_STATE,
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +111,7 @@ class Result:
     share_of_copy: float
     share_of_peak: float | None
     share_of_roof: float
+    reason: str | None  # of a small share
 
 
 def convolutions() -> Iterator[Workload]:
@@ -227,15 +264,53 @@ def sphere() -> Iterator[Workload]:
 
 
 def networks() -> Iterator[Workload]:
-    layers = make_layers(SIZES["tcae"], "slope")
+    layers = make_layers(SIZES["tcae-fast"], "slope")
     network = WaveNetwork(layers, steps_of(layers, "slope", HEIGHT, WIDTH))
     symbols = np.random.default_rng(1).integers(0, 2, (PLANES, HEIGHT, WIDTH)).astype(np.int32)
     stream = network.encode(symbols, TABLES)
-    what = f"tcae, slope order, {WIDTH}x{HEIGHT}, 8 planes"
+    what = f"tcae-fast, slope order, {WIDTH}x{HEIGHT}, 8 planes"
     yield Workload("wave_network_encode", what, lambda: network.order(symbols))
     yield Workload(
         "wave_network_decode", what, lambda: network.decode(stream, TABLES, HEIGHT, WIDTH)
     )
+
+
+def gaussians() -> Iterator[Workload]:
+    """Of the shape of CompressAI's mbt2018 at low rates."""
+    height, width, channels = 32, 48, 192
+    rng = np.random.default_rng(0)
+
+    def layer(cout: int, kernel: int, cin: int, limit: int) -> Int16Conv2d:
+        weight = rng.integers(-1000, 1001, (cout, kernel, kernel, cin)).astype(np.int16)
+        if kernel > 1:
+            weight[:, kernel // 2, kernel // 2 :] = 0
+            weight[:, kernel // 2 + 1 :] = 0
+        multiplier = torch.full((cout,), 1 << 12, dtype=torch.int32)
+        bias = torch.zeros(cout, dtype=torch.int32)
+        return Int16Conv2d(torch.from_numpy(weight), bias, multiplier, multiplier, 36, limit)
+
+    conv = layer(2 * channels, 5, channels, 16383)
+    x = torch.from_numpy(rng.integers(-2000, 2000, (1, height, width, channels)).astype(np.int16))
+    what = f"192 to 384 channels, 5x5, {width}x{height}"
+    yield Workload("int16_conv2d", what, lambda: conv(x, threads=1))
+    heads = [layer(640, 1, 768, 16383), layer(512, 1, 640, 16383), layer(384, 1, 512, 1 << 26)]
+    scales = [0.11 * 1.4**i for i in range(20)]
+    thresholds = [int(s * 4096) for s in scales[:-1]]
+    waves = GaussianWaves(conv, heads, 2 * channels, 1, 16383, 8, thresholds)
+    side = rng.integers(-2000, 2000, (height, width, 2 * channels)).astype(np.int16)
+    latents = np.rint(rng.normal(0, 900, (height, width, channels))).astype(np.int32)
+    symbols, indexes, _ = waves.encode(latents, side)
+    tables = TableSet.gaussian(scales, 14)
+    stream = rans.encode(symbols, indexes, tables)
+    what = f"192 channels, mbt2018, {width}x{height}"
+    yield Workload("gaussian_waves_encode", what, lambda: waves.encode(latents, side))
+    yield Workload("gaussian_waves_decode", what, lambda: waves.decode(stream, tables, side))
+
+
+def kernel_of(work: Workload, recorder: Recorder) -> Span:
+    """The one span of the kernel."""
+    (kernel,) = (s for s in recorder.spans if s.kind == KERNEL and s.name == work.kernel)
+    return kernel
 
 
 def measure(work: Workload, seconds: float, ceilings: Ceilings) -> Result:
@@ -246,26 +321,38 @@ def measure(work: Workload, seconds: float, ceilings: Ceilings) -> Result:
     while calls < 3 or time.perf_counter() < end:
         with Recorder() as recorder:
             work.run()
-        (kernel,) = (s for s in recorder.spans if s.name == work.kernel)
+        kernel = kernel_of(work, recorder)
         if best is None or kernel.seconds < best[0]:
             best = kernel.seconds, recorder
         calls += 1
     took, recorder = best
-    (kernel,) = (s for s in recorder.spans if s.name == work.kernel)
+    kernel = kernel_of(work, recorder)
     # A network's operations are those of its layers, or of its waves.
     inside = [s for s in recorder.spans if s.kind == WAVE or s.name == "wave_network_layers"]
     size = kernel.bytes + sum(s.bytes for s in inside)
     operations = kernel.operations + sum(s.operations for s in inside)
     arithmetic = next((s.arithmetic for s in (kernel, *inside) if s.arithmetic), None)
-    return Result(
-        work.kernel,
-        work.what,
-        1e6 * took,
-        size,
-        operations,
-        arithmetic,
-        *rates(took, size, operations, arithmetic, ceilings),
+    figures = rates(took, size, operations, arithmetic, ceilings)
+    result = Result(
+        work.kernel, work.what, 1e6 * took, size, operations, arithmetic, *figures, None
     )
+    return with_shares(result, ceilings)
+
+
+def with_shares(r: Result, ceilings: Ceilings) -> Result:
+    """A result against these ceilings, with the reason where little is reached."""
+    figures = rates(1e-6 * r.us, r.bytes, r.operations, r.arithmetic, ceilings)
+    small = figures[-1] < NAMED_BELOW
+    reason = REASONS.get(r.kernel, "not known yet") if small else None
+    same = (r.kernel, r.what, r.us, r.bytes, r.operations, r.arithmetic)
+    return Result(*same, *figures, reason)
+
+
+def higher(a: Ceilings, b: Ceilings) -> Ceilings:
+    """Each ceiling from where it is higher."""
+    names = a.gop_s.keys() | b.gop_s.keys()
+    gop_s = {name: max(c.gop_s.get(name, 0.0) for c in (a, b)) for name in sorted(names)}
+    return Ceilings(max(a.copy_gb_s, b.copy_gb_s), gop_s, a.threads)
 
 
 def main() -> None:
@@ -276,13 +363,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ceilings = measure_ceilings(threads=1)
+    known: dict[tuple[str, str], Result] = {}
+    if arguments.json and arguments.json.exists():
+        document = json.loads(arguments.json.read_text())
+        if document["machine"] != describe_machine():
+            parser.error(f"{arguments.json} is of another machine, or another version of torch")
+        ceilings = higher(ceilings, Ceilings(**document["ceilings"]))
+        known = {(r["kernel"], r["what"]): Result(**r) for r in document["results"]}
     print(f"copy {ceilings.copy_gb_s:.1f} GB/s", end="")
     for name, peak in ceilings.gop_s.items():
         print(f", {name} {peak:.0f} GOP/s", end="")
     print(f", {_cpu.simd_level()}")
     results = []
     with torch.inference_mode():
-        for make in (convolutions, networks, coders, stages, sphere):
+        for make in (convolutions, networks, gaussians, coders, stages, sphere):
             for work in make():
                 if arguments.kernels and work.kernel not in arguments.kernels:
                     continue
@@ -293,7 +387,9 @@ def main() -> None:
                     f" {r.share_of_roof:6.1%} of roof  {r.what}",
                     flush=True,
                 )
-                results.append(r)
+                before = known.pop((r.kernel, r.what), r)
+                results.append(min(r, before, key=lambda result: result.us))
+    results = [with_shares(r, ceilings) for r in (*results, *known.values())]
     if arguments.json:
         document = {
             "machine": describe_machine(),

@@ -17,14 +17,26 @@ left out of the comparison. All of the peers of processors:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from slices import MORE_LEFT, ROOT, Slices, Step, missing_files
 
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+HELPERS = ("slices", "measure", "run_all", "gpu_campaign", "update_readme", "plots")
+"""What in this folder measures nothing itself."""
+
+
+def package(name: str):
+    """For :attr:`Step.needs`: a peer without which there is nothing to compare."""
+    found = importlib.util.find_spec(name) is not None
+    return lambda: None if found else f"needs the package {name}: pip install {name}"
 
 
 def folder_given(path: Path | None, option: str):
@@ -60,11 +72,25 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         Step("bench", bench, 900),
         Step("bench_lossless", (*bench, "--lossless"), 1800),
         with_json("context/wave_network.py", seconds=3600),
+        replace(with_json("integrations/compressai.py", seconds=3600), needs=package("compressai")),
     ]
     for path, folder, option in ((lossless, kodak, "--kodak"), (sphere, erp, "--erp")):
         step = with_json(*path, seconds=3600)
         found.append(Step(step.name, step.command, step.seconds, folder_given(folder, option)))
     return found
+
+
+def not_run(all_steps: Sequence[Step]) -> list[str]:
+    """Benchmarks of processors that none of the steps names: the results say so."""
+    named = {argument for step in all_steps for argument in step.command}
+    paths = sorted((ROOT / "benchmarks").rglob("*.py"))
+    return [
+        str(path.relative_to(ROOT))
+        for path in paths
+        if path.stem not in HELPERS
+        and not path.stem.endswith("_cuda")
+        and str(path.relative_to(ROOT)) not in named
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     all_steps = steps(*(p and p.resolve() for p in (options.kodak, options.erp)))
     if missing := missing_files(all_steps):
         parser.error(f"the repository lacks {', '.join(missing)}")
+    left_out = not_run(all_steps)
     if options.only:
         unknown = set(options.only) - {step.name for step in all_steps}
         if unknown:
@@ -93,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     facts = describe_machine()
     path = options.results / f"{machine_name(facts)}.json"
-    path.write_text(json.dumps(slices.gather(facts), indent=1) + "\n")
+    document = slices.gather(facts) | {"not_run": left_out}
+    path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written to {path}" + ("" if finished else "; some are left: run this again"))
     return 0 if finished else MORE_LEFT
 

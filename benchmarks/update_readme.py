@@ -7,7 +7,13 @@ python benchmarks/coding/rans.py --json benchmarks/results/rans.json
 python benchmarks/models/lossless.py KODAK --json benchmarks/results/lossless.json
 python benchmarks/context/wave_network.py --json benchmarks/results/wave_network.json
 python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json
+python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json ...
+python benchmarks/roofline.py --json benchmarks/results/roofline.json
+python benchmarks/profiling/overhead.py --json benchmarks/results/profiler_overhead.json
+python benchmarks/plots.py
 python benchmarks/update_readme.py
+
+The last two go to ``docs/performance.md``.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+MEASURED, END_OF_MEASURED = "<!-- measured -->", "<!-- end of measured -->"
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
 
 
@@ -136,7 +143,8 @@ def wave_lines(results: list[dict]) -> list[str]:
 
 def sphere_lines(report: dict) -> list[str]:
     rates = report["bd_rates"]
-    names = {"photo": "the photo codec", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+    names = {"photo": "the photo codec", "untuned": "the same with the photo codec's weights"}
+    names |= {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
     columns = [(which, m) for which in ("held_out", "all") for m in ("ws_psnr", "viewport_psnr")]
     rows = [
         [label, *[f"{rates[f'{name}, {m}'][which]:+.1f} %" for which, m in columns]]
@@ -147,17 +155,123 @@ def sphere_lines(report: dict) -> list[str]:
     return table(["`--projection erp` against", *header], rows)
 
 
+def compressai_lines(report: dict) -> list[str]:
+    """Whole calls, and decoding without transforms: CompressAI, this, and the ratio."""
+    rows = []
+    for row in report["times"]:
+        theirs, ours = row["compressai"], row["pycodec"]
+        pairs = [
+            (theirs[call][part], ours[call][part])
+            for call, part in (
+                ("compress", "whole"),
+                ("decompress", "whole"),
+                ("decompress", "entropy"),
+            )
+        ]
+        cells = [f"{a:.3g} / {b:.3g} ({a / b:.3g} x)" for a, b in pairs]
+        rows.append([f"`{row['model']}`", *cells])
+    header = ["CompressAI / `accelerate`, s", "compress", "decompress", "its entropy part"]
+    return table(header, rows)
+
+
+def roofline_lines(report: dict) -> list[str]:
+    ceilings, machine = report["ceilings"], report["machine"]
+    peaks = ", ".join(f"{name} {value:.0f} GOP/s" for name, value in ceilings["gop_s"].items())
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}".replace("%", " %")
+
+    rows, reasons = [], {}
+    for r in report["results"]:
+        rows.append(
+            [
+                f"`{r['kernel']}`",
+                r["what"],
+                f"{r['us'] / 1000:.2f}",
+                f"{r['gb_s']:.2f}",
+                "" if r["gop_s"] is None else f"{r['gop_s']:.0f}",
+                share(r["share_of_peak"]),
+                share(r["share_of_copy"]),
+                share(r["share_of_roof"]),
+            ]
+        )
+        if r["reason"] is not None:
+            reasons[r["kernel"]] = r["reason"]
+    header = ["kernel", "works on", "ms", "GB/s", "GOP/s", "of peak", "of copy", "of roof"]
+    found = table(header, rows)
+    found[1] = found[1].replace("--- | ---:", "--- | ---", 1)  # the second column is text, too
+    lines = [
+        f"One thread of an {machine['processor']} (`{machine['simd_level']}`), whose ceilings are",
+        f"a copy of {ceilings['copy_gb_s']:.1f} GB/s and {peaks}",
+        "(`python benchmarks/roofline.py`):",
+        "",
+        "![The kernels under their roofs](images/roofline.png)",
+        "",
+        *found,
+        "",
+    ]
+    if reasons:
+        lines += ["Below 30 % of the roof, and why:", ""]
+        lines += [f"- `{kernel}`: {reason}." for kernel, reason in reasons.items()]
+        lines.append("")
+    return lines
+
+
+def overhead_lines(report: dict) -> list[str]:
+    rows = [
+        [
+            r["call"],
+            f"{r['ms']:.1f}",
+            str(r["spans"]),
+            f"{r['on']:+.2%}".replace("%", " %"),
+            f"{r['off']:+.4%}".replace("%", " %"),
+            f"{r['agreement']:.2%}".replace("%", " %"),
+        ]
+        for r in report["results"]
+    ]
+    header = [
+        "768x512",
+        "ms",
+        "spans",
+        "recording adds",
+        "not recording adds",
+        "spans of the clock",
+    ]
+    return [
+        "What the profiler itself costs on the same machine, with two threads, and the part of the",
+        "time by a clock around the call that its outermost spans account for (how that is",
+        "measured is in `benchmarks/profiling/overhead.py`):",
+        "",
+        *table(header, rows),
+        "",
+    ]
+
+
+def replace_between(path: Path, begin: str, end: str, lines: list[str]) -> None:
+    text = path.read_text()
+    start, stop = text.index(begin), text.index(end)
+    path.write_text(text[:start] + "\n".join([begin, *lines, ""]) + text[stop:])
+
+
 def main() -> None:
+    roofline = json.loads((RESULTS / "roofline.json").read_text())
+    overhead = json.loads((RESULTS / "profiler_overhead.json").read_text())
+    replace_between(
+        ROOT / "docs" / "performance.md",
+        MEASURED,
+        END_OF_MEASURED,
+        [*roofline_lines(roofline), *overhead_lines(overhead)],
+    )
     summary = json.loads((RESULTS / "kodak.json").read_text())
     times = json.loads((RESULTS / "photo.json").read_text())
     rans = json.loads((RESULTS / "rans.json").read_text())
     lossless = json.loads((RESULTS / "lossless.json").read_text())
     waves = json.loads((RESULTS / "wave_network.json").read_text())
     sphere = json.loads((RESULTS / "sphere.json").read_text())
+    compressai = json.loads((RESULTS / "compressai.json").read_text())
     pictures, held_out = len(sphere["pictures"]), len(sphere["held_out"])
     low, high = summary["psnr_range"]
     lines = [
-        BEGIN,
         f"The {summary['pictures']} Kodak pictures, real files, every byte counted, one model",
         "(`pycodec eval`; negative is fewer bytes at equal quality; JPEG is 4:2:0, optimized and",
         "progressive, WebP method 6, AVIF speed 6, JPEG XL effort 7; PSNR from "
@@ -193,16 +307,19 @@ def main() -> None:
         *wave_lines(waves),
         "",
         f"{held_out} equirectangular pictures, of 1024x512 and 2048x1024, held out when the",
-        f"encoder was tuned on others, and all {pictures}; whole files, BD-rates from 28 to 40 dB,",
+        f"codec was tuned on others, and all {pictures}; whole files, BD-rates from 28 to 40 dB,",
         "means (`python benchmarks/models/sphere.py ERP --json ...`):",
         "",
         *sphere_lines(sphere),
-        END,
+        "",
+        "CompressAI's models through `accelerate` ([docs/integrations.md](docs/integrations.md)),",
+        f"768x512, architectures of quality 3 with random weights, {compressai['threads']} threads",
+        "of an Intel Xeon (Sapphire Rapids), best times of one run (`python",
+        "benchmarks/integrations/compressai.py`):",
+        "",
+        *compressai_lines(compressai),
     ]
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, stop = text.index(BEGIN), text.index(END) + len(END)
-    readme.write_text(text[:start] + "\n".join(lines) + text[stop:])
+    replace_between(ROOT / "README.md", BEGIN, END, lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
     DEFAULT_LOSSLESS_MODEL,
     DEFAULT_MODEL,
+    DEFAULT_SPHERE_MODEL,
     find_model,
     load_model,
 )
@@ -96,8 +97,8 @@ def encode(
             [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
         quality: 1 (smallest file) to 100 (best picture), any number between.
         lossless: keep every pixel as it is; ``quality`` has no meaning then.
-        model: name, folder, or a loaded model; None for the package's own: ``photo``, and
-            ``tcae-fast`` for lossless coding.
+        model: name, folder, or a loaded model; None for the package's own: ``photo``,
+            ``photo-sphere`` on the sphere, and ``tcae-fast`` for lossless coding.
         device: of the transforms, such as ``"cuda"``; None for the CPU.
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
@@ -203,6 +204,8 @@ def encode_picture(
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
+    if sphere and model is None:
+        codec = load_model(DEFAULT_SPHERE_MODEL, device)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
@@ -248,7 +251,7 @@ def encode_picture(
             exif=picture.exif,
             xmp=picture.xmp,
             alpha=alpha,
-            precision=_pack_precision(codec.precision) if exact_pixels else None,
+            precision=_pack_precision(codec.precision, coded.widths) if exact_pixels else None,
         )
     )
     end_stage(coded.seconds, "container", began)
@@ -289,9 +292,13 @@ def decode_picture(
         )
     stats = DecodeStats()
     end_stage(stats.seconds, "container", began)
+    options = {}
+    if container.precision is not None and precision in (None, *INTEGER_PRECISIONS):
+        asked, widths = _unpack_precision(container.precision)
+        precision = precision or asked
+        if precision == asked and widths:
+            options["widths"] = widths
     precision = _exact_precision(precision, exact_pixels)
-    if precision is None and container.precision is not None:
-        precision = _unpack_precision(container.precision)
     codec = _decoding_model(header, model, device, precision)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
@@ -308,7 +315,7 @@ def decode_picture(
         )[own]
     else:
         sizes = (header.width, header.height, header.quality)
-        options = {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
+        options |= {"tile_log2": header.tile_log2, "threads": threads, "seconds": stats.seconds}
         if header.codec == Codec.SPHERE:
             sphere = SphereCodec(codec)
             pixels = sphere.decompress(container.streams, *sizes, rows=rows, **options)
@@ -378,18 +385,19 @@ def _exact_precision(precision: str | None, exact_pixels: bool) -> str | None:
     return INTEGER_PRECISIONS[0]
 
 
-def _pack_precision(precision: str) -> bytes:
-    return bytes([1 + INTEGER_PRECISIONS.index(precision)])
+def _pack_precision(precision: str, widths: bytes) -> bytes:
+    return bytes([1 + INTEGER_PRECISIONS.index(precision)]) + widths
 
 
-def _unpack_precision(section: bytes) -> str:
-    if len(section) != 1 or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
+def _unpack_precision(section: bytes) -> tuple[str, bytes]:
+    """The precision, and the widths that the synthesis of a dynamic model had."""
+    if not section or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
         raise UnsupportedError(
             "the file asks for a precision that this version does not know: update pycodec, or "
             "name one, and its pixels may differ in the last bits",
             section="precision",
         )
-    return INTEGER_PRECISIONS[section[0] - 1]
+    return INTEGER_PRECISIONS[section[0] - 1], section[1:]
 
 
 def encoding_model(

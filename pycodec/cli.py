@@ -56,6 +56,7 @@ _MODULES = {
     "bench": ("pycodec.profiling.bench_cli", "how fast a codec is on this machine, and compare"),
     "profile": ("pycodec.profiling.cli", "where the time of an encoding or decoding goes"),
     "train": ("pycodec.training.cli", "train a photo model on a folder of pictures"),
+    "quantize": ("pycodec.quantization.cli", "integers for the transforms of a photo model"),
     "train-lossless": ("pycodec.training.lossless_cli", "train a lossless model"),
     "convert-compressai": (
         "pycodec.integrations.compressai_cli",

@@ -40,7 +40,7 @@ def quantized_network(seed: int, config: PhotoConfig = SMALL) -> PhotoNetwork:
     return network.eval()
 
 
-def random_codec(seed: int, backend: str = "native") -> PhotoCodec:
+def random_codec(seed: int, backend: str = "native", precision: str | None = None) -> PhotoCodec:
     """The codec of ``quantized_network(seed)``; the same weights for every backend."""
     network = quantized_network(seed)
     tensors = {
@@ -50,4 +50,4 @@ def random_codec(seed: int, backend: str = "native") -> PhotoCodec:
     }
     entropy = export_entropy_model(network.entropy_model)
     tensors |= {f"entropy.{name}": tensor for name, tensor in entropy.items()}
-    return PhotoCodec(tensors, network.config, b"testonly", backend=backend)
+    return PhotoCodec(tensors, network.config, b"testonly", backend=backend, precision=precision)

@@ -1,10 +1,10 @@
 """How fast is the rANS coder, and how close to the entropy?
 
 Encodes and decodes symbols of 64 Gaussian tables (scales log-spaced from 0.11 to 20) on one pinned
-thread, at each SIMD level and with each number of lanes, and with whichever of compressai,
-constriction and torchac is installed (``pip install compressai constriction torchac``). Rates are
-the best of several runs; every result is checked against the symbols. ``x`` is the ratio to
-``compressai.ans`` called with lists that were made before.
+thread, at each SIMD level and with each number of lanes, and with whichever of its peers is
+installed (``pip install compressai constriction torchac``). Rates are the best of several runs;
+every result is checked against the symbols. ``x`` is the ratio to ``compressai.ans`` called with
+lists that were made before.
 
     python benchmarks/coding/rans.py [--symbols N] [--repeats R] [--tables T] [--json FILE]
 """

@@ -7,6 +7,8 @@ waits for the kernel and, when encoding, copies the substreams behind their inde
 must be read and written: 4 bytes a symbol, its index, and the stream; its share is of what a copy
 in device memory moves. Every result is checked against the symbols, and against the CPU's stream.
 
+Peer: the CPU's coder and a copy in device memory; nothing to install.
+
     python benchmarks/coding/rans_cuda.py [--symbols N] [--lanes 32 64] [--repeats R] [--json FILE]
 """
 

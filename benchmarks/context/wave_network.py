@@ -12,6 +12,8 @@ framework   as research code does it: a float PyTorch network, run for each symb
 What was decoded by the first two is checked. Where ``extrapolated`` is set, a time was not measured
 at this size but scaled from the time of a symbol.
 
+Peer: PyTorch itself (``framework``); nothing to install.
+
     python benchmarks/context/wave_network.py [--sizes 768x512 ...] [--threads 1 2] [--json FILE]
     python benchmarks/context/wave_network.py --json FILE --sizes --plot PNG    # draw only
 """

@@ -11,6 +11,8 @@ graph       a kernel a layer and one for the draw, a CUDA graph of one wave laun
 ``barrier_us`` is what an empty meeting of as many blocks costs; ``barriers_share`` is what all
 meetings of a picture would take at that price, as a part of its time.
 
+Peer: the two ways of each other, and an empty meeting; nothing to install.
+
     python benchmarks/context/wave_network_cuda.py [--sizes 768x512 1920x1080] [--json FILE]
 """
 

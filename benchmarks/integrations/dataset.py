@@ -4,6 +4,8 @@ Pictures a second of 768x512 crops of photographs that scikit-image ships, quali
 memory to tensors: one after the other with all threads in each (``pycodec.decode``), a thread a
 picture (``BatchDecoder``), and worker processes of a ``DataLoader``. Medians of a few rounds.
 
+Peer: the three ways of each other; ``pip install '.[demo]'`` for the photographs.
+
     python benchmarks/integrations/dataset.py
 """
 

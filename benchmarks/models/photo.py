@@ -3,6 +3,8 @@
 Encodes and decodes one photograph, pixels to bytes and bytes to pixels, model loaded, and prints
 the median time of each stage. The photograph is one that scikit-image ships, scaled to size.
 
+Peers are in ``pycodec eval``; ``pip install '.[demo]'`` for the photograph.
+
     python benchmarks/models/photo.py --size 768x512 --quality 20 50 80
 """
 

@@ -1,13 +1,16 @@
 """What does the codec for the sphere save on equirectangular (ERP) pictures?
 
-Encodes every picture of a folder with `--projection erp`, with the photo codec as it is, and with
-the peers that Pillow has, all from real files. BD-rates of the first against the others are in
-WS-PSNR and in the PSNR of fourteen viewports. Where errors lie, the first two tell at equal size of
-their files: by latitude, and in the columns around the border, against the same columns of a
-picture that was turned by half, in which they lie inside.
+Encodes every picture of a folder with `--projection erp`, with the photo codec as it is, with the
+former and the photo codec's weights ("untuned"), and with the peers that Pillow has, all from real
+files. BD-rates of the first against the others are in WS-PSNR and in the PSNR of fourteen
+viewports. Where errors lie, the first two tell at equal size of their files: by latitude, and in
+the columns around the border, against the same columns of a picture that was turned by half, in
+which they lie inside.
 
-Results go to a file as they come, and what it holds already is not measured again, unless the
-model's weights have changed: the command may be stopped, and run again.
+Results go to a file as they come, and what it holds already is not measured again, unless a model's
+weights have changed: the command may be stopped, and run again.
+
+Peers: JPEG, WebP and AVIF come with Pillow; ``pip install '.[eval]'`` for BD-rates.
 
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --minutes 4
     python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json --times
@@ -37,6 +40,7 @@ from pycodec.evaluation.bd_rate import bd_rate
 from pycodec.evaluation.evaluate import pycodec_under_test
 from pycodec.evaluation.sphere import row_weights, viewport_psnr, ws_psnr
 from pycodec.images import Picture, atomic_write, load_image
+from pycodec.models.zoo import DEFAULT_MODEL, DEFAULT_SPHERE_MODEL, load_model
 from pycodec.projection.grid import SphereGrid
 from pycodec.projection.viewport import Viewport
 from pycodec.rate_control import encode_to_bpp
@@ -44,7 +48,11 @@ from pycodec.rate_control import encode_to_bpp
 HELD_OUT = ("aframe_lake.png", "polyhaven_venice_sunset_1k.png")
 """Pictures that had no part in setting the encoder's constant."""
 
-PROJECTIONS = {"sphere": "erp", "photo": "none"}
+OURS = {
+    "sphere": {"projection": "erp", "model": DEFAULT_SPHERE_MODEL},
+    "photo": {"projection": "none", "model": DEFAULT_MODEL},
+    "untuned": {"projection": "erp", "model": DEFAULT_MODEL},
+}
 PEERS = ("jpeg", "webp", "avif")
 QUALITIES = (5.0, 15.0, 30.0, 45.0, 60.0, 75.0, 90.0)
 PSNR_RANGE = 28.0, 40.0
@@ -66,7 +74,7 @@ VIEWS = {
 def codec_of(name: str) -> TestedCodec:
     if name in PEERS:
         return anchor(name)
-    return pycodec_under_test(QUALITIES, projection=PROJECTIONS[name], name=name)
+    return pycodec_under_test(QUALITIES, name=name, **OURS[name])
 
 
 def curve(codec: TestedCodec, pixels: np.ndarray) -> list[dict[str, float]]:
@@ -119,23 +127,24 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def padding_seconds(work: Callable[[], object]) -> float:
-    """What padding on the sphere takes of a fastest run."""
-    pad, spent = SphereGrid.pad, []
+def padding_seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """What padding floats and integers on the sphere takes, of the fastest run."""
+    pad = SphereGrid.pad
+    spent = [0.0, 0.0]
 
-    def timed(*args: Any, **options: Any) -> torch.Tensor:
+    def timed(grid: SphereGrid, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         began = time.perf_counter()
-        padded = pad(*args, **options)
-        spent.append(time.perf_counter() - began)
+        padded = pad(grid, x, *args, **options)
+        spent[not x.is_floating_point()] += time.perf_counter() - began
         return padded
 
-    def run() -> float:
-        spent.clear()
+    def run() -> tuple[float, float]:
+        spent[:] = 0.0, 0.0
         work()
-        return sum(spent)
+        return spent[0], spent[1]
 
     with mock.patch.object(SphereGrid, "pad", timed):
-        return min(run() for _ in range(REPEATS))
+        return min((run() for _ in range(REPEATS)), key=sum)
 
 
 def times(pixels: np.ndarray) -> dict[str, float]:
@@ -147,7 +156,8 @@ def times(pixels: np.ndarray) -> dict[str, float]:
     result = {}
     for name, work in (("encode", encode), ("decode", decode)):
         result[name] = fastest(work)
-        result[f"{name}, of it padding"] = padding_seconds(work)
+        floats, integers = padding_seconds(work)
+        result |= {f"{name}, of it padding": floats + integers, f"{name}, integers": integers}
     whole = decode()[0].pixels
     for name, view in VIEWS.items():
         result[f"view {name}"] = fastest(partial(api.view, data, view))
@@ -156,19 +166,22 @@ def times(pixels: np.ndarray) -> dict[str, float]:
 
 
 def missing(
-    paths: list[Path], known: dict, fingerprint: str, with_times: bool
+    paths: list[Path], known: dict, models: dict[str, str], with_times: bool
 ) -> Iterator[tuple[Path, str, str, Callable[[np.ndarray], object]]]:
-    """What is still to be measured: picture, kind, name, how."""
+    """What is still to be measured with these models: picture, kind, name, how."""
     for path in paths:
         found = known.setdefault(path.name, {})
-        if found.get("model") != fingerprint:  # the peers' curves still hold
-            peers = {n: c for n, c in found.get("curves", {}).items() if n in PEERS}
-            found.clear()
-            found.update(model=fingerprint, curves=peers)
+        curves, before = found.setdefault("curves", {}), found.get("models", {})
+        for name, fingerprint in models.items():
+            if before.get(name) != fingerprint:
+                curves.pop(name, None)
+                for kind in ("errors", "times"):
+                    found.pop(kind, None)
+        found["models"] = models
         if with_times:
             yield path, "", "times", times
             continue
-        for name in (*PROJECTIONS, *PEERS):
+        for name in (*OURS, *PEERS):
             if name not in found["curves"]:
                 yield path, "curves", name, lambda pixels, name=name: curve(codec_of(name), pixels)
         if "errors" not in found:
@@ -183,7 +196,7 @@ def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
         return round(statistics.fmean(chosen), 2) if chosen else None
 
     rates = {}
-    for other in ("photo", *PEERS):
+    for other in ("photo", "untuned", *PEERS):
         for metric in METRICS:
             percents = {}
             for name, found in pictures.items():
@@ -261,8 +274,8 @@ def main() -> None:
     paths = sorted(p for p in args.folder.iterdir() if p.is_file()) if args.folder else []
     if args.pictures:
         paths = [path for path in paths if path.name in args.pictures]
-    fingerprint = api.encoding_model(None, False, None).fingerprint.hex()
-    work = list(missing(paths, pictures, fingerprint, args.times))
+    models = {n: load_model(options["model"]).fingerprint.hex() for n, options in OURS.items()}
+    work = list(missing(paths, pictures, models, args.times))
     for done, (path, kind, name, measure) in enumerate(work):
         if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
             print(f"{len(work) - done} of {len(work)} measurements are left: run it again")

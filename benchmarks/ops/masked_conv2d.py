@@ -5,6 +5,8 @@ twice as many), how much faster is skipping what the mask cuts than PyTorch's co
 with a masked weight? As in benchmarks/ops/trimmed_conv2d.py, effective GMAC/s count what is left
 after masking, and the share of the peak counts what is multiplied.
 
+Peer: PyTorch's own convolution; nothing to install.
+
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/ops/masked_conv2d.py [--threads 1 2] [--json FILE]
 """
 

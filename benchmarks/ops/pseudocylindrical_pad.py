@@ -11,6 +11,8 @@ Layers are those of a network on a picture of 512 x 1024: its levels, with the p
 kernels. On the CPU memory is kept from call to call (M_MMAP_MAX, M_TRIM_THRESHOLD), for the copy
 as for the others: otherwise the system's clearing of fresh pages is most of what is measured.
 
+Peer: PyTorch's own operations; nothing to install.
+
     python benchmarks/ops/pseudocylindrical_pad.py [--threads 1 2] [--device cuda] [--json FILE]
 """
 

@@ -9,6 +9,8 @@ processor's rate is that of vpdpbusd: AMX has sixteen times as much, int16 weigh
 products of bytes for one. Float layers run channels-last without bias, activation and
 requantization, which the integer layers include.
 
+Peer: PyTorch's own convolutions; nothing to install.
+
     python benchmarks/ops/quantized_conv2d.py [--threads 1 2] [--seconds 0.5] [--json FILE]
 """
 

@@ -2,9 +2,9 @@
 
 Layers of the photo codec's entropy model at 1080p. Times are medians of CUDA events around a call.
 Peers compute the same sums in floats, without requantization: cuDNN in float16, channels last, and
-what torch.compile makes of it, with ReLU; both come with torch. ``of roof`` is the share of what
-the measured ceilings (an int8 matrix product, a copy) allow for these products and bytes. Results
-of the CUDA and Triton kernels are checked against the reference.
+what torch.compile makes of it, with ReLU; they come with torch, nothing to install. ``of roof`` is
+the share of what the measured ceilings (an int8 matrix product, a copy) allow for these products
+and bytes. What the CUDA and Triton kernels compute is checked against the reference.
 
     python benchmarks/ops/quantized_conv2d_cuda.py [--repeats N] [--json FILE]
 """

@@ -3,6 +3,8 @@
 The layers of the lossless models, 8 groups, on a picture of 768x512. Times are the best of several
 runs; weights are packed in every call. PyTorch's time is that of its faster memory layout.
 
+Peer: PyTorch's own convolution; nothing to install.
+
     python benchmarks/ops/quantized_trimmed_conv2d.py [--threads N] [--order ORDER] [--repeats R]
 """
 

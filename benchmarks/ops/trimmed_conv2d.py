@@ -9,6 +9,8 @@ int8 compares with the same dense float32 convolution. Results are checked again
 PyTorch takes fresh memory for every large output, in small pages; with THP_MEM_ALLOC_ENABLE=1 in
 the environment in huge ones, as the native kernel does. The numbers in benchmarks/results have it.
 
+Peer: PyTorch's own convolution; nothing to install.
+
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/ops/trimmed_conv2d.py [--threads 1 2] [--json FILE]
 """
 

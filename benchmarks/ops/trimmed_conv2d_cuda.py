@@ -6,6 +6,8 @@ single group. Times are medians of CUDA events around a call, which trims and pa
 PyTorch's float64 matrix products, for integers. GMAC/s counts what the mask leaves. Every result
 is checked.
 
+Peer: cuDNN, which comes with PyTorch; nothing to install.
+
     python benchmarks/ops/trimmed_conv2d_cuda.py [--sizes 768x512 1920x1080] [--json FILE]
 """
 

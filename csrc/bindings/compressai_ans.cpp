@@ -195,23 +195,27 @@ class BoundEncoder {
     py::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     encoder_.add(tables, symbol_items.data(), index_items.data(), symbol_items.size());
+    num_symbols_ += symbol_items.size();
   }
 
   py::bytes flush() {
     std::vector<std::uint8_t> stream;
+    std::size_t num_symbols = 0;
     const pycodec::SpanScope span("compressai_encode", [&] {
-      return pycodec::SpanWork{static_cast<std::int64_t>(stream.size())};
+      return pycodec::SpanWork{static_cast<std::int64_t>(8 * num_symbols + stream.size())};
     });
     {
       py::gil_scoped_release release;
       const std::lock_guard<std::mutex> lock(mutex_);
       stream = encoder_.flush();
+      num_symbols = std::exchange(num_symbols_, 0);
     }
     return to_bytes(stream);
   }
 
  private:
   std::mutex mutex_;
+  std::size_t num_symbols_ = 0;  // since the last flush
   pycodec::compressai::Encoder encoder_;
 };
 

@@ -12,6 +12,7 @@
 
 #include "bytes.hpp"
 #include "cpu/int16_conv2d.hpp"
+#include "cpu/spans.hpp"
 #include "cpu_module.hpp"
 #include "rans/decoder.hpp"
 #include "rans/tables.hpp"
@@ -76,6 +77,11 @@ py::array run_conv(const Int16Conv2d& conv, const Array<std::int16_t>& x, bool o
                 {x.shape(0), x.shape(1), x.shape(2), py::ssize_t{conv.out_channels()}});
   const std::int16_t* source = x.data();
   void* target = out.mutable_data();
+  const pycodec::SpanScope span("int16_conv2d", [&] {
+    return pycodec::SpanWork{x.nbytes() + out.nbytes() + 2 * conv.products(),
+                             2 * conv.products() * (x.size() / conv.in_channels()),
+                             pycodec::Arithmetic::kInt16};
+  });
   {
     py::gil_scoped_release unlocked;
     conv.run(source, x.shape(0), x.shape(1), x.shape(2), target, out_is_int32, threads);
@@ -133,6 +139,10 @@ py::tuple encode(const GaussianWaves& waves, const Array<std::int32_t>& latents,
   auto* to_symbols = symbols.mutable_data();
   auto* to_indexes = indexes.mutable_data();
   auto* to_decoded = decoded.mutable_data();
+  const pycodec::SpanScope span("gaussian_waves_encode", [&] {
+    return pycodec::SpanWork{latents.nbytes() + side.nbytes() + symbols.nbytes() +
+                             indexes.nbytes() + decoded.nbytes()};
+  });
   {
     py::gil_scoped_release unlocked;
     waves.encode(latents.data(), from_side, height, width, to_symbols, to_indexes, to_decoded,
@@ -150,6 +160,10 @@ Array<std::int32_t> decode(const GaussianWaves& waves, const py::buffer& data,
   const std::int16_t* from_side = side_data(waves, side, height, width, threads);
   Array<std::int32_t> decoded({side.shape(0), side.shape(1), py::ssize_t{waves.channels()}});
   auto* to_decoded = decoded.mutable_data();
+  const pycodec::SpanScope span("gaussian_waves_decode", [&] {
+    return pycodec::SpanWork{side.nbytes() + decoded.nbytes() +
+                             static_cast<std::int64_t>(bytes.size())};
+  });
   {
     py::gil_scoped_release unlocked;
     pycodec::rans::Decoder decoder(tables, bytes.data(), bytes.size());

@@ -19,6 +19,8 @@ py::object name_of(Arithmetic arithmetic) {
       return py::str("int8");
     case Arithmetic::kFloat32:
       return py::str("float32");
+    case Arithmetic::kInt16:
+      return py::str("int16");
     default:
       return py::none();
   }
@@ -50,14 +52,17 @@ double time_spans(std::int64_t count) {
 
 py::object arithmetic_peak(const std::string& arithmetic, int threads) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  const bool is_int8 = arithmetic == "int8";
-  if (!is_int8 && arithmetic != "float32") {
-    throw std::invalid_argument("arithmetic must be int8 or float32");
+  Arithmetic which = Arithmetic::kNone;
+  if (arithmetic == "int8") which = Arithmetic::kInt8;
+  if (arithmetic == "int16") which = Arithmetic::kInt16;
+  if (arithmetic == "float32") which = Arithmetic::kFloat32;
+  if (which == Arithmetic::kNone) {
+    throw std::invalid_argument("arithmetic must be int8, int16 or float32");
   }
   double peak;
   {
     const py::gil_scoped_release release;
-    peak = pycodec::arithmetic_peak(is_int8 ? Arithmetic::kInt8 : Arithmetic::kFloat32, threads);
+    peak = pycodec::arithmetic_peak(which, threads);
   }
   return peak > 0 ? py::object(py::float_(peak)) : py::none();
 }
@@ -73,6 +78,7 @@ void bind_spans(py::module_& m) {
         "room.");
   m.def("time_spans", &time_spans, py::arg("count"), "Seconds that so many empty spans take.");
   m.def("arithmetic_peak", &arithmetic_peak, py::arg("arithmetic"), py::arg("threads") = 1,
-        "Multiply-adds a second in registers alone, int8 or float32, at the SIMD level in force, "
+        "Multiply-adds a second in registers alone, int8, int16 or float32, at the SIMD level in "
+        "force, "
         "of so many threads; None where that level has no such kernel.");
 }

@@ -142,6 +142,7 @@ struct EncodingPass {
     if (symbols.size() == 0) throw std::invalid_argument("wave network: there are no symbols");
     const auto side_pointers = side_data(network, side, symbols.shape(1) * symbols.shape(2));
     const std::int32_t* data = symbols.data();
+    const pycodec::SpanScope span("wave_pass", [&] { return pycodec::SpanWork{symbols.nbytes()}; });
     py::gil_scoped_release release;
     pass = network.begin_pass(data, side_pointers, symbols.shape(1), symbols.shape(2), threads);
   }
@@ -169,6 +170,9 @@ struct EncodingPass {
     const std::int32_t* data = symbols.data();
     auto* ordered_data = ordered.mutable_data();
     auto* index_data = indexes.mutable_data();
+    const pycodec::SpanScope span("wave_pass_finish", [&] {
+      return pycodec::SpanWork{symbols.nbytes() + ordered.nbytes() + indexes.nbytes()};
+    });
     {
       py::gil_scoped_release release;
       pass->finish(head, data, ordered_data, index_data, threads);

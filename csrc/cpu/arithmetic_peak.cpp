@@ -12,23 +12,28 @@ namespace {
 
 using Peak = double (*)();
 
-Peak peak_of(SimdLevel level, [[maybe_unused]] bool is_int8) {
-  switch (level) {
+Peak peak_of([[maybe_unused]] SimdLevel level, [[maybe_unused]] Arithmetic arithmetic) {
 #if defined(__x86_64__)
-    case SimdLevel::kAvx512Vnni:
-      return is_int8 ? int8_peak_avx512vnni : float32_peak_avx512vnni;
-    case SimdLevel::kAvx2:
-      return is_int8 ? int8_peak_avx2 : float32_peak_avx2;
-#endif
+  const bool is_avx512 = level == SimdLevel::kAvx512Vnni;
+  if (!is_avx512 && level != SimdLevel::kAvx2) return nullptr;
+  switch (arithmetic) {
+    case Arithmetic::kInt8:
+      return is_avx512 ? int8_peak_avx512vnni : int8_peak_avx2;
+    case Arithmetic::kInt16:
+      return is_avx512 ? int16_peak_avx512vnni : int16_peak_avx2;
+    case Arithmetic::kFloat32:
+      return is_avx512 ? float32_peak_avx512vnni : float32_peak_avx2;
     default:
-      return nullptr;
+      break;
   }
+#endif
+  return nullptr;
 }
 
 }  // namespace
 
 double arithmetic_peak(Arithmetic arithmetic, int threads) {
-  const Peak peak = peak_of(simd_level(), arithmetic == Arithmetic::kInt8);
+  const Peak peak = peak_of(simd_level(), arithmetic);
   if (peak == nullptr) return 0;
   std::vector<double> of_thread(static_cast<std::size_t>(threads));
   parallel_for(threads, threads,

@@ -14,6 +14,8 @@ double arithmetic_peak(Arithmetic arithmetic, int threads);
 
 double float32_peak_avx2();
 double float32_peak_avx512vnni();
+double int16_peak_avx2();
+double int16_peak_avx512vnni();
 double int8_peak_avx2();
 double int8_peak_avx512vnni();
 

@@ -14,6 +14,13 @@ struct Float32 {
   static Vector run(Vector x, Vector w, Vector sum) { return _mm512_fmadd_ps(x, w, sum); }
 };
 
+struct Int16 {
+  using Vector = __m512i;
+  static constexpr int kProducts = 32;
+  static Vector start() { return _mm512_set1_epi16(3); }
+  static Vector run(Vector x, Vector w, Vector sum) { return _mm512_dpwssd_epi32(sum, x, w); }
+};
+
 struct Int8 {
   using Vector = __m512i;
   static constexpr int kProducts = 64;
@@ -24,6 +31,7 @@ struct Int8 {
 }  // namespace
 
 double float32_peak_avx512vnni() { return measured_peak<Float32, kSums>(); }
+double int16_peak_avx512vnni() { return measured_peak<Int16, kSums>(); }
 double int8_peak_avx512vnni() { return measured_peak<Int8, kSums>(); }
 
 }  // namespace pycodec

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/spans.hpp"
 #include "cpu/team.hpp"
 
 namespace pycodec {
@@ -115,6 +116,8 @@ void GaussianWaves::run(const Settle& settle, const std::int16_t* side, std::int
       const std::int64_t first_row = beyond > 0 ? (beyond + row_step_ - 1) / row_step_ : 0;
       const std::int64_t count = std::min(height - 1, t / row_step_) - first_row + 1;
       if (count <= 0) continue;
+      const bool is_recorded = thread == 0 && SpanRecorder::is_on();
+      const std::int64_t began = is_recorded ? SpanRecorder::now() : 0;
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t row = first_row + i;
         const std::int64_t column = t - row_step_ * row;
@@ -180,9 +183,21 @@ void GaussianWaves::run(const Settle& settle, const std::int16_t* side, std::int
       }
       barrier.wait();
       if (stopped.load(std::memory_order_relaxed)) return;
+      if (is_recorded) record_wave(t, count, began);
     }
   });
   if (error) std::rethrow_exception(error);
+}
+
+void GaussianWaves::record_wave(std::int64_t number, std::int64_t count, std::int64_t began) const {
+  std::int64_t products = context_.products();
+  for (const Int16Conv2d& head : heads_) products += head.products();
+  // Latents, what the first head sees of the side, and of each latent a scale and a mean.
+  const std::int64_t bytes = 2 * side_channels_ + 12 * std::int64_t{context_.in_channels()};
+  SpanRecorder::add({"wave",
+                     began,
+                     SpanRecorder::now(),
+                     {count * bytes, 2 * count * products, Arithmetic::kInt16, number, true}});
 }
 
 void GaussianWaves::encode(const std::int32_t* latents, const std::int16_t* side,

@@ -54,6 +54,7 @@ class GaussianWaves {
 
   void run(const Settle& settle, const std::int16_t* side, std::int64_t height, std::int64_t width,
            std::int32_t* decoded, int threads) const;
+  void record_wave(std::int64_t number, std::int64_t count, std::int64_t began) const;
   std::uint8_t table_of(std::int32_t scale) const;
 
   Int16Conv2d context_;

@@ -30,6 +30,10 @@ class Int16Conv2d {
 
   int out_channels() const { return out_channels_; }
   int in_channels() const { return in_channels_; }
+  // Of a position.
+  std::int64_t products() const {
+    return std::int64_t{out_channels_} * kernel_height_ * kernel_width_ * in_channels_;
+  }
   int kernel_height() const { return kernel_height_; }
   int kernel_width() const { return kernel_width_; }
   std::int32_t limit() const { return limit_; }

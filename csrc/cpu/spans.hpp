@@ -23,7 +23,7 @@
 
 namespace pycodec {
 
-enum class Arithmetic : std::uint8_t { kNone, kInt8, kFloat32 };
+enum class Arithmetic : std::uint8_t { kNone, kInt8, kFloat32, kInt16 };
 
 // What a span did. Bytes are inputs, outputs and weights, each once; a product and its addition are
 // two operations.

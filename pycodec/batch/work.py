@@ -216,7 +216,9 @@ def _encoder(job: Job) -> _Converter:
     from pycodec import api
     from pycodec.images import load_image
 
-    model = api.encoding_model(job.model, job.lossless, job.device)
+    # What cannot be used is reported before the first picture. Which of the package's own models a
+    # picture takes is up to the picture, and loaded models are kept.
+    api.encoding_model(job.model, job.lossless, job.device)
 
     def encode(name: str, data: bytes, warnings: list[str]) -> bytes:
         picture = load_image(io.BytesIO(data), max_pixels=job.max_pixels)
@@ -225,7 +227,7 @@ def _encoder(job: Job) -> _Converter:
             picture,
             job.quality,
             lossless=job.lossless,
-            model=model,
+            model=job.model,
             device=job.device,
             threads=job.threads,
             tile=job.tile,

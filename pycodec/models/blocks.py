@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,35 @@ def on_sphere(grid: SphereGrid) -> Iterator[None]:
         _GRID.reset(token)
 
 
+def current_grid() -> SphereGrid | None:
+    """The tiles that batches are at present: see :func:`on_sphere`."""
+    return _GRID.get()
+
+
+Convolution = Callable[[nn.Conv2d, Tensor, Tensor, Tensor], Tensor]
+"""Of a layer, its input, its weight and its bias."""
+
+_CONVOLUTION: contextvars.ContextVar[Convolution | None] = contextvars.ContextVar(
+    "convolution", default=None
+)
+
+
+@contextlib.contextmanager
+def convolutions_by(function: Convolution) -> Iterator[None]:
+    """Within, ``function`` computes all convolutions of transforms, as a quantizer may want to."""
+    token = _CONVOLUTION.set(function)
+    try:
+        yield
+    finally:
+        _CONVOLUTION.reset(token)
+
+
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A layer's convolution with weights of another type; padding is zero, or see on_sphere."""
-    grid, padding = _GRID.get(), layer.padding
+    function = _CONVOLUTION.get()
+    if function is not None:
+        return function(layer, x, weight, bias)
+    grid, padding = current_grid(), layer.padding
     if grid is not None and layer.kernel_size != (1, 1):
         x, padding = grid.pad(x, layer.kernel_size[0] // 2), 0
     return F.conv2d(x, weight, bias, layer.stride, padding)
@@ -159,7 +185,7 @@ class Upsample(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.conv = Conv2d(in_channels, 4 * out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.conv(x), 2)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycodec.context.quadtree import STAGES, stage_mask
-from pycodec.models.blocks import QualityTable
+from pycodec.models.blocks import QualityTable, current_grid
 from pycodec.ops.quadtree_stage import LOG2_SCALE_MIN, LOG2_UNITS, SCALE_LEVELS
+from pycodec.projection.grid import SphereGrid
 from pycodec.quantization.fake_quant import QuantizedActivation, QuantizedConv2d, round_ste
 
 MIN_LOG2_SCALE = LOG2_SCALE_MIN / LOG2_UNITS
@@ -161,6 +162,9 @@ class EntropyModel(nn.Module):
         Returns quantized latents (as ``y``), and bits of latents and hyperlatents ``[B]`` each:
         rounding with straight-through gradients for the first, uniform noise for the bits
         in training and rounding for both otherwise (Minnen and Singh 2020, arXiv 2007.08739).
+
+        On the sphere (``pycodec.models.blocks.on_sphere``) contexts cross the borders of tiles as
+        those of ``IntegerEntropyModel.encode_sphere`` do; bits are those within tiles' widths.
         """
         _, channels, height, width = y.shape
         z_noisy = z + torch.rand_like(z) - 0.5 if self.training else torch.round(z)
@@ -187,4 +191,12 @@ class EntropyModel(nn.Module):
         noisy = normalized + torch.rand_like(y) - 0.5 if self.training else torch.round(normalized)
         log2_scale = LowerBound.apply(log2_scale - log2_step, MIN_LOG2_SCALE)
         bits = gaussian_bits(noisy, torch.exp2(log2_scale.clamp(max=MAX_LOG2_SCALE)))
+        grid = current_grid()
+        if grid is not None:
+            bits, z_bits = bits * _own(grid, bits), z_bits * _own(grid, z_bits)
         return decoded, bits.sum(dim=(1, 2, 3)), z_bits.sum(dim=(1, 2, 3))
+
+
+def _own(grid: SphereGrid, x: Tensor) -> Tensor:
+    """Where ``x [T, C, h, w]`` has meaning: ``[T, 1, h, w]``, of zeros and ones."""
+    return torch.from_numpy(grid.mask(x.shape[2])[:, None]).to(x)

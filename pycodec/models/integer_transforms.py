@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -228,7 +229,18 @@ class IntegerTransform:
             return torch.from_numpy(self._program.run(x.numpy(), parameters, count))
         return self._run_steps(x, conversions)
 
-    def _run_steps(self, x: Tensor, conversions: Mapping[str, _Conversion]) -> Tensor:
+    def time_layers(self, x: Tensor, quality_code: int) -> dict[str, float]:
+        """Seconds of each convolution on ``x``, run one at a time, not as a program."""
+        seconds: dict[str, float] = {}
+        self._run_steps(x, self._conversions(quality_code), seconds)
+        return seconds
+
+    def _run_steps(
+        self,
+        x: Tensor,
+        conversions: Mapping[str, _Conversion],
+        seconds: dict[str, float] | None = None,
+    ) -> Tensor:
         values, inputs = {"input": x[None].contiguous()}, {}
         for step in self.steps:
             if isinstance(step, ReadPixels):
@@ -239,7 +251,10 @@ class IntegerTransform:
                 )
             else:
                 residual = values[step.to] if step.add else None
+                began = time.perf_counter()
                 result = self._layers[step.layer](inputs.pop(step.layer), residual=residual)
+                if seconds is not None:
+                    seconds[step.layer] = time.perf_counter() - began
                 (inputs if step.to_layer else values)[step.to] = result
         return values[self.steps[-1].to][0]
 

@@ -1,4 +1,4 @@
-"""A model on disk: ``model.safetensors`` with all numbers, ``model.json`` that describes it.
+"""A model on disk: ``model.safetensors`` with its numbers, ``model.json`` that describes it.
 
 Besides there may be files of weights in other forms, ``NAME.safetensors`` each, whose hashes stand
 under ``files`` in the description. The model's fingerprint is that of ``model.safetensors`` alone.
@@ -15,12 +15,22 @@ from pycodec.errors import InputError, UnsupportedError
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
 
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folders of the package's models, by name."""
 
-def write_model_folder(folder: Path, kind: str, weights: bytes, config: dict[str, Any]) -> None:
-    """Write both files; ``weights`` are the bytes of the safetensors file."""
+
+def write_model_folder(
+    folder: Path, kind: str, weights: bytes, config: dict[str, Any], base: str | None = None
+) -> None:
+    """Write both files; ``weights`` are the bytes of the safetensors file.
+
+    ``base`` names the model of the package whose tensors complete them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_FILE).write_bytes(weights)
     description = {"kind": kind, "sha256": hashlib.sha256(weights).hexdigest(), "config": config}
+    if base is not None:
+        description["base"] = base
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,11 +25,14 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CorruptStreamError, InputError
+from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.blocks import set_branch_dtype
-from pycodec.models.integer_transforms import IntegerTransform, pad_to_multiple
+from pycodec.models.integer_transforms import pad_to_multiple
+from pycodec.models.integer_variants import Bits, VariantTransform, choose, load_selectors
 from pycodec.models.model_folder import (
+    WEIGHTS,
     add_weights_file,
+    read_description,
     read_model_folder,
     read_weights_file,
     write_model_folder,
@@ -37,6 +41,7 @@ from pycodec.models.photo_network import PhotoConfig
 from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
+from pycodec.quantization.bit_width import BitWidthSelector, channel_activity
 
 ANALYSIS_HALO = 96
 """Pixels around a tile that its latents depend on (72), rounded up to whole latents, plus one."""
@@ -56,6 +61,9 @@ PRECISIONS = (*FLOAT_DTYPES, *INTEGER_PRECISIONS)
 
 TRANSFORMS = ("analysis", "hyper_analysis", "synthesis")
 
+BASE_SHA256 = "base.sha256"
+"""Tensor of a model that is stored as what differs from another one: the SHA-256 of that."""
+
 
 @dataclass
 class CodedPicture:
@@ -70,6 +78,7 @@ class CodedPicture:
         symbols, indexes: one array a tile: its symbols in stream order, and the table of each;
             empty unless asked for: they take more memory than the picture.
         seconds: time by stage: ``analysis``, ``entropy``, ``rans``.
+        widths: of the synthesis' weights, for ``decompress``; empty unless the model is dynamic.
     """
 
     streams: list[bytes]
@@ -80,6 +89,7 @@ class CodedPicture:
     symbols: list[np.ndarray] = field(default_factory=list)
     indexes: list[np.ndarray] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    widths: bytes = b""
 
     def add(self, result: CodedLatents, tables: TableSet | None = None, head: bytes = b"") -> None:
         """Take up what was coded together, as a stream that begins with ``head``.
@@ -144,16 +154,18 @@ class PhotoCodec:
         self.entropy_model = IntegerEntropyModel(_strip(tensors, "entropy."), backend)
         if self.entropy_model.latent_channels != latents:
             raise InputError("the weights do not fit the model's configuration")
-        self._integers: dict[str, IntegerTransform] | None = None
+        self._integers: dict[str, VariantTransform] | None = None
+        self._selectors: dict[str, BitWidthSelector] = {}
         if precision in INTEGER_PRECISIONS:
             if integers is None:
                 raise InputError(f"precision {precision} needs the model's integers")
             backend = None if backend == "native" else backend
             on_device = {k: v.to(self.device) for k, v in integers.items()}
             self._integers = {
-                part: IntegerTransform(part, _strip(on_device, f"{part}."), backend)
+                part: VariantTransform(part, _strip(on_device, f"{part}."), backend)
                 for part in TRANSFORMS
             }
+            self._selectors = load_selectors(integers)
 
     def _transform(
         self, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str
@@ -198,14 +210,33 @@ class PhotoCodec:
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
             )
         coded = CodedPicture([], round(quality * 100), tile_log2)
+        activities = []
         with thread_count(threads) as count, torch.inference_mode():
             for tile in cut_tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
                 result = self._compress_tile(pixels, tile, coded, count)
+                if "synthesis" in self._selectors:
+                    activities.append(self._synthesis_activity(result.latents, coded.quality_code))
                 coded.add(result, self.entropy_model.tables if code_length else None)
                 if keep_symbols:
                     coded.symbols.append(result.symbols)
                     coded.indexes.append(result.indexes)
+            if activities:
+                activity = sum(sums for sums, _ in activities) / sum(n for _, n in activities)
+                coded.widths = self._choose_widths(activity, coded.quality_code)
         return coded
+
+    def _synthesis_activity(self, latents: Tensor, quality_code: int) -> tuple[Tensor, int]:
+        """Of what the synthesis' first layer writes: sums of magnitudes [C], and positions."""
+        y = (latents.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
+        quality = torch.tensor([quality_code / 100], device=self.device)
+        x = self.synthesis.head(self.synthesis.affine_latent(y.to(self.device), quality))
+        count = latents.shape[0] * latents.shape[1]
+        return channel_activity(x)[0].cpu() * count, count
+
+    def _choose_widths(self, activity: Tensor, quality_code: int) -> bytes:
+        synthesis = self._integers["synthesis"]
+        bits = choose(self._selectors["synthesis"], activity, quality_code)
+        return synthesis.pack(synthesis.available(bits))
 
     def _compress_tile(
         self, pixels: np.ndarray, tile: Tile, coded: CodedPicture, threads: int
@@ -241,7 +272,13 @@ class PhotoCodec:
         """As ``_analyse``; the window of pixels begins at ``start``."""
         # A copy: the pixels may be read-only.
         x = torch.tensor(pad_to_multiple(window, LATENT_STRIDE), device=self.device)
-        y = self._integers["analysis"](x, quality_code)
+        analysis, bits = self._integers["analysis"], None
+        if "analysis" in self._selectors:  # by tile: what is chosen here is nobody else's business
+            patches = F.pixel_unshuffle(x.permute(2, 0, 1)[None].float() / 255 - 0.5, 4)
+            activity = channel_activity(self.analysis.stem(patches))[0].cpu()
+            chosen = choose(self._selectors["analysis"], activity, quality_code)
+            bits = analysis.available(chosen)
+        y = analysis(x, quality_code, bits=bits)
         row, column = (
             (tile.top - start[0]) // LATENT_STRIDE,
             (tile.left - start[1]) // LATENT_STRIDE,
@@ -262,6 +299,7 @@ class PhotoCodec:
         tile_log2: int = DEFAULT_TILE_LOG2,
         threads: int | None = None,
         seconds: dict[str, float] | None = None,
+        widths: bytes = b"",
     ) -> np.ndarray:
         """Decode a picture: uint8 [height, width, 3].
 
@@ -271,10 +309,12 @@ class PhotoCodec:
             quality_code: quality in hundredths.
             tile_log2, threads: as in ``compress``.
             seconds: times are added to its items ``entropy``, ``rans`` and ``synthesis``.
+            widths: ``CodedPicture.widths``, for integers; 8 bits everywhere if empty.
 
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
+        bits = None if self._integers is None else self._integers["synthesis"].unpack(widths)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
         tiles = list(cut_tiles(height, width, 1 << tile_log2))
@@ -297,7 +337,7 @@ class PhotoCodec:
                 following = decode_row(row + 1) if row + 1 < rows else band[:0]
                 began = time.perf_counter()
                 for tile in tiles[row * columns : (row + 1) * columns]:
-                    self._synthesize((above, band, following), tile, quality_code, pixels)
+                    self._synthesize((above, band, following), tile, quality_code, pixels, bits)
                 end_stage(seconds, "synthesis", began)
                 above, band = band[-SYNTHESIS_HALO:].clone(), following
         return pixels
@@ -331,6 +371,7 @@ class PhotoCodec:
         tile: Tile,
         quality_code: int,
         pixels: np.ndarray,
+        bits: Bits | None,
     ) -> None:
         """Write the pixels of one tile.
 
@@ -345,7 +386,7 @@ class PhotoCodec:
         window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
         row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
         if self._integers is not None:
-            x = self._integers["synthesis"](window.contiguous(), quality_code)
+            x = self._integers["synthesis"](window.contiguous(), quality_code, bits=bits)
             x = x[row : row + tile.height, column : column + tile.width]
             pixels[tile.slices] = x.cpu().numpy()
             return
@@ -414,10 +455,62 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def save_photo_model(folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig) -> None:
-    """Write a model folder: ``model.safetensors`` and ``model.json``."""
+def save_photo_model(
+    folder: Path, tensors: Mapping[str, Tensor], config: PhotoConfig, base: str | None = None
+) -> None:
+    """Write a model folder: ``model.safetensors`` and ``model.json``.
+
+    Args:
+        folder: of the model.
+        tensors: all of it.
+        config: of the networks.
+        base: a model of the package: only the tensors that differ from its own are written, and the
+            SHA-256 of its weights, so that the fingerprint stands for all of them.
+    """
+    if base is not None:
+        description, weights = read_model_folder(WEIGHTS / base, KIND)
+        theirs = safetensors.torch.load(weights)
+        tensors = {k: v for k, v in tensors.items() if k not in theirs or not _same(v, theirs[k])}
+        tensors[BASE_SHA256] = torch.tensor(list(bytes.fromhex(description["sha256"]))).byte()
     weights = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-    write_model_folder(folder, KIND, weights, dataclasses.asdict(config))
+    write_model_folder(folder, KIND, weights, dataclasses.asdict(config), base)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def read_photo_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], bytes]:
+    """All tensors of a model folder, its configuration, and its fingerprint.
+
+    Raises:
+        InputError: the folder holds no model, or its weights are not those that were saved.
+        UnsupportedError: it holds a model of another kind, or one whose base this version of the
+            package does not have.
+    """
+    description, weights = read_model_folder(folder, KIND)
+    try:
+        tensors = safetensors.torch.load(weights)
+        config = description["config"]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise InputError(f"{folder} holds no valid model: {error}") from error
+    if description.get("base") is not None:
+        tensors = (
+            _base_tensors(folder, description["base"], tensors.pop(BASE_SHA256, None)) | tensors
+        )
+    return tensors, config, hashlib.sha256(weights).digest()[:8]
+
+
+def _base_tensors(folder: Path, base: str, sha256: Tensor | None) -> dict[str, Tensor]:
+    try:
+        description, weights = read_model_folder(WEIGHTS / base, KIND)
+        if sha256 is None or bytes(sha256.tolist()).hex() != description["sha256"]:
+            raise InputError("these are other weights")
+    except (CodecError, TypeError, ValueError) as error:
+        raise UnsupportedError(
+            f"{folder} completes the model {base!r}, which this version of pycodec lacks: {error}"
+        ) from error
+    return safetensors.torch.load(weights)
 
 
 def save_integers(folder: Path, precision: str, tensors: Mapping[str, Tensor]) -> None:
@@ -437,24 +530,26 @@ def load_photo_model(
 
     Raises:
         InputError: the folder holds no model, or its weights are not those that were saved.
-        UnsupportedError: it holds a model of another kind, or no integers of this precision.
+        UnsupportedError: it holds a model of another kind, no integers of this precision, or only
+            what differs from a model that this version of the package does not have.
     """
     check_precision(precision)
-    description, weights = read_model_folder(folder, KIND)
+    tensors, widths, fingerprint = read_photo_tensors(folder)
     try:
-        tensors = safetensors.torch.load(weights)
         config = PhotoConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in widths.items()}
         )
         integers = None
         if precision in INTEGER_PRECISIONS:
-            integers = safetensors.torch.load(read_weights_file(folder, precision, description))
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
+            integers = safetensors.torch.load(
+                read_weights_file(folder, precision, read_description(folder))
+            )
+    except (safetensors.SafetensorError, AttributeError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
     return PhotoCodec(
         tensors,
         config,
-        hashlib.sha256(weights).digest()[:8],
+        fingerprint,
         name=folder.name,
         device=device,
         backend=backend,

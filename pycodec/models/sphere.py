@@ -133,6 +133,7 @@ class SphereCodec:
         tile_log2: int = DEFAULT_BAND_LOG2,
         threads: int | None = None,
         code_length: bool = False,
+        keep_symbols: bool = False,
     ) -> CodedPicture:
         """Encode a picture of the whole sphere.
 
@@ -144,6 +145,7 @@ class SphereCodec:
             tile_log2: bands have 2**tile_log2 rows, 64 to 4096, and can be decoded alone.
             threads: of the CPU; None for all.
             code_length: sum up ``CodedPicture.code_length_bits``.
+            keep_symbols: return ``CodedPicture.symbols`` and ``indexes``.
 
         Raises:
             InputError: an argument is out of its range.
@@ -177,6 +179,9 @@ class SphereCodec:
                 )
                 head = b"".join(map(pack_number, band.widths))
                 coded.add(result, model.tables if code_length else None, head)
+                if keep_symbols:
+                    coded.symbols.append(result.symbols)
+                    coded.indexes.append(result.indexes)
                 began = time.perf_counter()
         return coded
 

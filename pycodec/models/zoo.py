@@ -10,10 +10,10 @@ import torch
 
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import hyperprior_codec, lossless, photo
-from pycodec.models.model_folder import CONFIG_FILE, read_description
+from pycodec.models.model_folder import CONFIG_FILE, WEIGHTS, read_description
 
-WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "photo"
+DEFAULT_SPHERE_MODEL = "photo-sphere"
 DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 
 Codec = photo.PhotoCodec | lossless.LosslessCodec | hyperprior_codec.HyperpriorCodec
@@ -37,6 +37,19 @@ def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
     return photo.load_photo_model(folder, device=device, precision=precision)
 
 
+def model_folder(name_or_path: str | Path) -> Path:
+    """Where a model is, by a name from ``model_names()`` or its folder.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    for folder in (WEIGHTS / str(name_or_path), Path(str(name_or_path))):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    names = ", ".join(model_names()) or "none"
+    raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
+
+
 def load_model(
     name_or_path: str | Path = DEFAULT_MODEL,
     device: str | None = None,
@@ -54,12 +67,7 @@ def load_model(
         InputError: there is no such model, or the device cannot be used.
         UnsupportedError: the model does not have the precision.
     """
-    folder = WEIGHTS / str(name_or_path)
-    if not (folder / CONFIG_FILE).is_file():
-        folder = Path(str(name_or_path))
-    if not (folder / CONFIG_FILE).is_file():
-        names = ", ".join(model_names()) or "none"
-        raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
+    folder = model_folder(name_or_path)
     try:
         return _load(folder.resolve(), None if device is None else str(device), precision)
     except (AssertionError, ImportError, RuntimeError) as error:  # torch's ways to refuse a device

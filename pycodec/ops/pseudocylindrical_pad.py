@@ -117,6 +117,22 @@ def read_positions(
     )
 
 
+def nearest_positions(
+    widths: Sequence[int], height: int, width: int, pad: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Which pixels integers are padded with: see :func:`read_positions`.
+
+    Returns:
+        Of each pixel of [T, height + 2 rows, width + 2 columns], flat: the number of the pixel of
+        [T, height, width] that has its longitude; whether it is inside the padded tile at all.
+    """
+    g, position, source, inside = (
+        a.reshape(-1) for a in read_positions(widths, height, width, pad)
+    )
+    double = 2 * np.repeat(widths, len(g) // len(widths))
+    return g * width + (position + double // 2) // double % source, inside
+
+
 def _check(x: Tensor, widths: Sequence[int], pad: Sequence[int], channels_last: bool) -> None:
     check_dtype(_NAME, x, (*FLOATS, *INTEGERS))
     check_tiles(_NAME, x, widths, channels_last)
@@ -144,14 +160,13 @@ class _Weights:
     """The definition's tables: pixels of the padded tiles, as sums of pixels of the tiles."""
 
     def __init__(self, widths: Sequence[int], height: int, width: int, pad: Sequence[int]) -> None:
-        g, position, source, inside = (
-            a.reshape(-1) for a in read_positions(widths, height, width, pad)
-        )
+        g, position, source, _ = (a.reshape(-1) for a in read_positions(widths, height, width, pad))
+        nearest, inside = nearest_positions(widths, height, width, pad)
         double = 2 * np.repeat(widths, len(g) // len(widths))
         left = position // double
         self.left = torch.from_numpy(g * width + left)
         self.right = torch.from_numpy(g * width + (left + 1) % source)
-        self.nearest = torch.from_numpy(g * width + (position + double // 2) // double % source)
+        self.nearest = torch.from_numpy(nearest)
         self.weight = torch.from_numpy(position % double / double)[:, None]
         self.inside = torch.from_numpy(inside.copy())[:, None]
 

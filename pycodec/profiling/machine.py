@@ -66,8 +66,8 @@ class Ceilings:
         copy_gb_s: of a copy of 64 MiB, what is read and what is written.
         gop_s: by arithmetic; a product and its addition are two operations. ``float32`` and
             ``bfloat16`` are a matrix product of torch, ``int8`` is one on a GPU; on a processor
-            ``int8``, and ``float32`` if that is more, are multiply-adds on registers alone, at the
-            SIMD level in force. What could not be measured is not in it.
+            ``int8``, ``int16``, and ``float32`` if that is more, are multiply-adds on registers
+            alone, at the SIMD level in force. What could not be measured is not in it.
         threads: that were used.
     """
 
@@ -102,7 +102,7 @@ def measure_ceilings(
             if device.type == "cuda":
                 gop_s["int8"] = 2e-9 * _MATRIX**3 / _matrix_seconds(device, torch.int8)
             else:
-                for name in ("float32", "int8"):
+                for name in ("float32", "int8", "int16"):
                     peak = _cpu.arithmetic_peak(name, threads)
                     if peak is not None:
                         gop_s[name] = max(gop_s.get(name, 0.0), 2e-9 * peak)

@@ -34,7 +34,7 @@ class Span:
         lane: what it ran in: ``thread 1234``, ``waves``, ``cuda:0``.
         bytes: of inputs, outputs and weights, each once; 0 if unknown.
         operations: arithmetic ones; a product and its addition are two.
-        arithmetic: ``int8``, ``bfloat16`` or ``float32``; None where no ceiling is known.
+        arithmetic: ``int8``, ``int16``, ``bfloat16`` or ``float32``, if it is one.
         layer: that it belongs to, if it belongs to one.
         number: of the wave, or the layer of a network without names; -1: none.
     """
@@ -70,6 +70,8 @@ class Recorder:
     def __init__(self, device: Any = None) -> None:
         self.spans: list[Span] = []
         self.dropped = 0
+        # As they come; made into spans when there is time.
+        self._raw: list[tuple[str, str, int, int, int, dict[str, Any]]] = []
         self.clock = _CudaClock(device) if device is not None and device.type == "cuda" else None
 
     def __enter__(self) -> Recorder:
@@ -88,6 +90,10 @@ class Recorder:
         global _active
         _cpu.record_spans(False)
         _active = None
+        self.spans = [
+            Span(name, kind, begin, end, _lane(thread), **work)
+            for name, kind, begin, end, thread, work in self._raw
+        ]
         native, self.dropped = _cpu.take_spans()
         for name, thread, begin, end, size, operations, arithmetic, number, is_wave in native:
             kind, lane = (WAVE, "waves") if is_wave else (KERNEL, _lane(thread))
@@ -98,10 +104,10 @@ class Recorder:
             self.spans += self.clock.finish()
         self.spans = _with_layers(self.spans)
 
-    def add(self, name: str, kind: str, begin: int, end: int, **work: Any) -> None:
-        """A span of the calling thread."""
+    def add(self, name: str, kind: str, begin: int, end: int, work: dict[str, Any]) -> None:
+        """A span of the calling thread; ``work`` are further attributes of :class:`Span`."""
         # Appending to a list is atomic: spans may come from several threads.
-        self.spans.append(Span(name, kind, begin, end, _lane(threading.get_native_id()), **work))
+        self._raw.append((name, kind, begin, end, threading.get_native_id(), work))
 
 
 _lock = threading.Lock()
@@ -142,7 +148,7 @@ def spanned(name: str, kind: str = STAGE) -> Callable[[_CallableT], _CallableT]:
 def add_stage(name: str, began: float, ended: float) -> None:
     """Record a stage from and to times of ``time.perf_counter``."""
     if _active is not None:
-        _active.add(name, STAGE, round(began * 1e9), round(ended * 1e9))
+        _active.add(name, STAGE, round(began * 1e9), round(ended * 1e9), {})
 
 
 @contextlib.contextmanager
@@ -155,10 +161,10 @@ def _recorded(to: Recorder, name: str, kind: str, work: dict[str, Any]) -> Itera
     finally:
         end = time.perf_counter_ns()
         if clock is None:
-            to.add(name, kind, begin, end, **work)
+            to.add(name, kind, begin, end, work)
         else:
             # What the processor did is to queue it; the work itself is the device's.
-            to.add(name, kind, begin, end, layer=work.get("layer"))
+            to.add(name, kind, begin, end, {"layer": work.get("layer")})
             clock.end(name, kind, mark, work)
 
 

@@ -1,4 +1,4 @@
-"""Spans of what runs in torch: every call of its Python interface, convolutions with their work."""
+"""Spans of what runs in torch, within a codec's transforms."""
 
 from __future__ import annotations
 
@@ -10,50 +10,85 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from pycodec.profiling import spans
 
 _CONVOLUTIONS = frozenset((torch.conv2d, torch.nn.functional.conv2d))
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+# fmt: off
+_FREE = frozenset((
+    "__bool__", "__get__", "__getitem__", "__len__", "data_ptr", "detach", "dim", "element_size",
+    "is_contiguous", "is_floating_point", "numel", "permute", "size", "stride", "unsqueeze", "view",
+))
+# fmt: on
+"""Views and questions: what takes less time than a span."""
 
 
-class TorchSpans(TorchFunctionMode):
-    """Within, each call of torch in this thread is a kernel's span.
+class TorchSpans:
+    """A context in which every call of torch within some modules is a kernel's span.
+
+    To watch all of torch would cost more than these spans: each look at a shape takes part in it.
 
     Args:
-        modules: their parameters name the layers, ``<key>.<parameter>`` without ``.weight``.
+        modules: by name. Their parameters name layers, ``<name>.<parameter>`` without ``.weight``.
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
-        super().__init__()
+        self._modules = modules
         self._layers = {
             weight.data_ptr(): f"{key}.{name.removesuffix('.weight')}"
             for key, module in modules.items()
             for name, weight in module.named_parameters()
             if name.endswith(".weight")
         }
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> TorchSpans:
+        for module in self._modules.values():
+            mode = _Mode(self._layers)
+
+            def enter(*_: Any, mode: _Mode = mode) -> None:
+                mode.__enter__()
+
+            def leave(*_: Any, mode: _Mode = mode) -> None:
+                mode.__exit__(None, None, None)
+
+            self._handles += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave, always_call=True),
+            ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, layers: Mapping[int, str]) -> None:
+        super().__init__()
+        self._layers = layers
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        name = function.__name__
         recorder = spans.recorder()
-        name = getattr(function, "__name__", "")
-        if recorder is None or name.startswith("__get") or name in _FREE:
+        if recorder is None or name in _FREE:
             return function(*args, **(kwargs or {}))
         if recorder.clock is not None:
-            return self._on_device(function, name, args, kwargs or {})
+            work: dict[str, Any] = {}
+            with spans.span(f"torch.{name}", spans.KERNEL, work):
+                result = function(*args, **(kwargs or {}))
+                work |= self._work(function, name, args, result)
+            return result
         begin = time.perf_counter_ns()
         result = function(*args, **(kwargs or {}))
         end = time.perf_counter_ns()
         work = self._work(function, name, args, result)
-        recorder.add(f"torch.{name}", spans.KERNEL, begin, end, **work)
-        return result
-
-    def _on_device(self, function: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        work: dict[str, Any] = {}
-        with spans.span(f"torch.{name}", spans.KERNEL, work):
-            result = function(*args, **kwargs)
-            work |= self._work(function, name, args, result)
+        recorder.add(f"torch.{name}", spans.KERNEL, begin, end, work)
         return result
 
     def _work(self, function: Any, name: str, args: tuple, result: Any) -> dict[str, Any]:
@@ -61,7 +96,10 @@ class TorchSpans(TorchFunctionMode):
             return {}
         if args and result is args[0] and not name.endswith("_"):
             return {}  # what was asked for was there already
-        size = sum(a.nbytes for a in (*args, result) if isinstance(a, Tensor))
+        size = result.nbytes
+        for argument in args:
+            if isinstance(argument, Tensor):
+                size += argument.nbytes
         if function not in _CONVOLUTIONS:
             return {"bytes": size}
         weight = args[1]
@@ -71,26 +109,3 @@ class TorchSpans(TorchFunctionMode):
             "arithmetic": _DTYPES.get(weight.dtype),
             "layer": self._layers.get(weight.data_ptr()),
         }
-
-
-_FREE = frozenset(
-    (
-        "size",
-        "dim",
-        "stride",
-        "is_contiguous",
-        "data_ptr",
-        "numel",
-        "__len__",
-        "item",
-        "view",
-        "permute",
-        "numpy",
-        "__bool__",
-        "element_size",
-        "detach",
-        "unsqueeze",
-        "is_floating_point",
-    )
-)
-"""What takes no time worth a span: views and questions."""

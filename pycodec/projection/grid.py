@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pycodec.errors import InputError
-from pycodec.ops.pseudocylindrical_pad import pseudocylindrical_pad
+from pycodec.ops.pseudocylindrical_pad import nearest_positions, pseudocylindrical_pad
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class SphereGrid:
         own = np.arange(self.columns * rows) < rows * np.array(self.widths)[:, None]
         return np.repeat(own[:, None], rows, axis=1)
 
-    def pad(self, x: Tensor, pad: int, *, backend: str | None = None) -> Tensor:
+    def pad(
+        self, x: Tensor, pad: int, *, nearest: bool = False, backend: str | None = None
+    ) -> Tensor:
         """What an unpadded convolution needs to act as if on the sphere.
 
         See :func:`pycodec.ops.pseudocylindrical_pad.pseudocylindrical_pad`.
@@ -67,16 +70,18 @@ class SphereGrid:
         Args:
             x: floats [N * T, C, s, s * columns]; integers [N * T, s, s * columns, C].
             pad: rows and columns to add at each side.
-            backend: of the operation.
+            nearest: pad floats as integers are padded, which are never interpolated: for networks
+                that simulate integer ones.
+            backend: of the operation; ``nearest`` has but one.
 
         Returns:
             As x, with 2 pad more rows and columns. Memory is channels-last if that of x is.
         """
         if x.is_floating_point():
-            return self._pad(x.permute(0, 2, 3, 1), pad, backend).permute(0, 3, 1, 2)
-        return self._pad(x, pad, backend)
+            return self._pad(x.permute(0, 2, 3, 1), pad, nearest, backend).permute(0, 3, 1, 2)
+        return self._pad(x, pad, False, backend)
 
-    def _pad(self, x: Tensor, pad: int, backend: str | None) -> Tensor:
+    def _pad(self, x: Tensor, pad: int, nearest: bool, backend: str | None) -> Tensor:
         """Of [N * T, s, s * columns, C]."""
         before, after = int(not self.north), int(not self.south)
         tiles, widths = self.tiles, self.widths
@@ -87,7 +92,29 @@ class SphereGrid:
             x = torch.cat([nothing] * before + [pictures] + [nothing] * after, 1).flatten(0, 1)
         rows = x.shape[1]
         widths = [rows * width for width in widths]
-        x = pseudocylindrical_pad(x.contiguous(), widths, pad, channels_last=True, backend=backend)
+        if nearest:
+            x = _pad_nearest(x, tuple(widths), pad)
+        else:
+            x = pseudocylindrical_pad(
+                x.contiguous(), widths, pad, channels_last=True, backend=backend
+            )
         if before or after:
             x = x.unflatten(0, (-1, len(widths)))[:, before : before + tiles].flatten(0, 1)
         return x
+
+
+def _pad_nearest(x: Tensor, widths: tuple[int, ...], pad: int) -> Tensor:
+    """Floats [N * T, h, W, C] padded with the nearest pixels; differentiable."""
+    tiles, height, width, channels = len(widths), *x.shape[1:]
+    nearest, inside = _nearest_tensors(widths, height, width, pad)
+    pixels = x.reshape(-1, tiles * height * width, channels)
+    pixels = pixels.index_select(1, nearest.to(x.device)) * inside.to(x.device, x.dtype)
+    return pixels.view(len(x), height + 2 * pad, width + 2 * pad, channels)
+
+
+@lru_cache(maxsize=64)
+def _nearest_tensors(
+    widths: tuple[int, ...], height: int, width: int, pad: int
+) -> tuple[Tensor, Tensor]:
+    nearest, inside = nearest_positions(widths, height, width, (pad, pad))
+    return torch.from_numpy(nearest), torch.from_numpy(inside.copy())[:, None]

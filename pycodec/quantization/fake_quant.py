@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pycodec.models.blocks import current_grid
+
 
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer; the gradient is that of the identity."""
@@ -66,6 +68,7 @@ class QuantizedActivation(nn.Module):
 class QuantizedConv2d(nn.Module):
     """A stride-1, zero-padded convolution whose weights round to int8 when quantization is on.
 
+    On the sphere (``pycodec.models.blocks.on_sphere``) it pads as integers are padded there.
     ``forward`` takes real-valued activations and the scales of their grids, one an input channel.
     """
 
@@ -91,4 +94,7 @@ class QuantizedConv2d(nn.Module):
         if self.enabled:
             folded, scale = self.weight_grid(in_scale)
             weight = round_ste(folded / scale) * scale / in_scale.view(1, -1, 1, 1)
-        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
+        grid, padding = current_grid(), weight.shape[-1] // 2
+        if grid is not None and padding:
+            x, padding = grid.pad(x, padding, nearest=True), 0
+        return F.conv2d(x, weight, self.bias, padding=padding)

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from pycodec.errors import InputError
 from pycodec.training.options import add_options
+from pycodec.training.sphere import SphereTrainer
 from pycodec.training.train import Trainer, TrainingOptions
 
 _HELP = {
@@ -39,6 +41,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model folder or checkpoint whose weights a fresh run starts from",
     )
     parser.add_argument(
+        "--projection",
+        choices=("none", "erp"),
+        default="none",
+        help="erp: fine-tune for the sphere; the folder holds equirectangular pictures, and the "
+        "run needs --start (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--photos", type=Path, help="with --projection erp: folder of ordinary pictures to use too"
+    )
+    parser.add_argument(
+        "--rate-only",
+        action="store_true",
+        help="with --projection erp: train only the prediction of the latents, which is faster",
+    )
+    parser.add_argument(
+        "--refit",
+        type=int,
+        metavar="PIECES",
+        help="with --projection erp: no steps, but fit the last layers of the entropy model to so "
+        "many pieces, twice, which takes minutes",
+    )
+    parser.add_argument(
         "--float32", action="store_true", help="train in float32 instead of mixed bfloat16"
     )
     parser.add_argument(
@@ -52,8 +76,22 @@ def run(args: argparse.Namespace) -> int:
     options = TrainingOptions(
         bfloat16=not args.float32, **{name: getattr(args, name) for name in _HELP}
     )
-    trainer = Trainer(args.folder, args.out, options, start=args.start)
-    if not args.export_only:
+    if args.projection == "erp":
+        trainer = SphereTrainer(
+            args.folder,
+            args.out,
+            options,
+            args.start,
+            photos=args.photos,
+            rate_only=args.rate_only,
+        )
+    elif args.photos or args.rate_only or args.refit is not None:
+        raise InputError("--photos, --rate-only and --refit need --projection erp")
+    else:
+        trainer = Trainer(args.folder, args.out, options, start=args.start)
+    if args.refit is not None and not args.export_only:
+        trainer.refit(args.refit)
+    elif not args.export_only:
         trainer.run()
     folder = trainer.export(args.out / "model", report=lambda line: print(line, file=sys.stderr))
     print(f"wrote {folder}; use it with --model {folder}", file=sys.stderr)

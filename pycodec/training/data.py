@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -107,21 +108,28 @@ class CropSampler:
         return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
 
 
-class Prefetcher:
-    """Runs ``CropSampler.batch`` in a thread, a few batches ahead."""
+class Sampler(Protocol):
+    """What ``Prefetcher`` runs."""
 
-    def __init__(self, sampler: CropSampler, size: int, ahead: int = 4) -> None:
-        self._queue: queue.Queue[Tensor | BaseException] = queue.Queue(ahead)
+    def batch(self, size: int) -> Any:
+        """So many random pieces of pictures."""
+
+
+class Prefetcher:
+    """Runs ``batch`` of a sampler in a thread, a few batches ahead."""
+
+    def __init__(self, sampler: Sampler, size: int, ahead: int = 4) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(sampler, size), daemon=True, name="pycodec-crops"
         )
         self._thread.start()
 
-    def _run(self, sampler: CropSampler, size: int) -> None:
+    def _run(self, sampler: Sampler, size: int) -> None:
         while not self._stop.is_set():
             try:
-                item: Tensor | BaseException = sampler.batch(size)
+                item = sampler.batch(size)
             except Exception as error:  # handed to the consumer, which raises it
                 item = error
             while not self._stop.is_set():
@@ -131,7 +139,7 @@ class Prefetcher:
                 except queue.Full:
                     continue
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Any:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item

@@ -18,8 +18,12 @@ import torch
 from pycodec.coding.tables import TableSet, quantize_pmf
 from pycodec.models.photo import PhotoCodec, load_photo_model, save_photo_model
 from pycodec.models.photo_network import PhotoNetwork, quality_lambda
+from pycodec.models.sphere import SphereCodec
 from pycodec.ops.quadtree_stage import LOG2_SCALE_MIN, LOG2_UNITS, SCALE_LEVELS
 from pycodec.quantization.export import export_entropy_model
+
+Coder = PhotoCodec | SphereCodec
+Error = Callable[[np.ndarray, np.ndarray], float]
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +75,9 @@ def fit_tables(histograms: np.ndarray, certain: np.ndarray) -> TableSet:
     return TableSet(frequencies, offsets, PRECISION, escapes)
 
 
-def _histograms(codec: PhotoCodec, pictures: list[np.ndarray], reach: int = 500) -> np.ndarray:
+def _histograms(codec: Coder, pictures: list[np.ndarray], reach: int = 500) -> np.ndarray:
     """Counts of the symbols of ``pictures`` at all ``FIT_QUALITIES``, by table."""
-    tables = codec.entropy_model.tables.num_tables
-    counts = np.zeros((tables, 2 * reach + 1), np.int64)
+    counts = np.zeros((2 * SCALE_LEVELS, 2 * reach + 1), np.int64)
     for quality in FIT_QUALITIES:
         for picture in pictures:
             coded = codec.compress(picture, quality, keep_symbols=True)
@@ -85,7 +88,7 @@ def _histograms(codec: PhotoCodec, pictures: list[np.ndarray], reach: int = 500)
     return counts
 
 
-def _cost(codec: PhotoCodec, pictures: list[np.ndarray]) -> float:
+def _cost(codec: Coder, pictures: list[np.ndarray], error: Error) -> float:
     """Mean over qualities of the logarithm of bpp + lambda 255^2 MSE: 0.01 is about 1 %."""
     total = 0.0
     for quality in FIT_QUALITIES:
@@ -95,11 +98,15 @@ def _cost(codec: PhotoCodec, pictures: list[np.ndarray]) -> float:
             height, width, _ = picture.shape
             coded = codec.compress(picture, quality)
             decoded = codec.decompress(coded.streams, width, height, coded.quality_code)
-            mse = float(np.square(decoded.astype(np.float32) - picture).mean())
             bpp = 8 * sum(map(len, coded.streams)) / (height * width)
-            loss += bpp + multiplier * mse
+            loss += bpp + multiplier * error(picture, decoded)
         total += math.log(loss)
     return total / len(FIT_QUALITIES)
+
+
+def squared_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared error of uint8 [H, W, C]."""
+    return float(np.square(a.astype(np.float32) - b).mean())
 
 
 def dead_zone(low: int, high: int) -> torch.Tensor:
@@ -114,6 +121,10 @@ def finalize(
     pictures: list[np.ndarray],
     folder: Path,
     report: Callable[[str], None] = log.info,
+    *,
+    coder: Callable[[PhotoCodec], Coder] = lambda codec: codec,
+    error: Error = squared_error,
+    base: str | None = None,
 ) -> PhotoCodec:
     """Write the model folder of a trained network and return its codec.
 
@@ -122,6 +133,9 @@ def finalize(
         pictures: uint8 [H, W, 3]; a few dozen, at natural sharpness.
         folder: of the model.
         report: told what was found, a line at a time.
+        coder: makes of the model what codes the pictures.
+        error: mean squared error of two pictures.
+        base: model of the package from which the training started; only what differs is written.
     """
     network = network.eval()
     entropy = export_entropy_model(network.entropy_model)
@@ -134,11 +148,11 @@ def finalize(
 
     def save(target: Path) -> PhotoCodec:
         tensors = half | {f"entropy.{name}": tensor for name, tensor in entropy.items()}
-        save_photo_model(target, tensors, network.config)
+        save_photo_model(target, tensors, network.config, base)
         return load_photo_model(target)
 
     def refit(codec: PhotoCodec) -> PhotoCodec:
-        counts = _histograms(codec, pictures)
+        counts = _histograms(coder(codec), pictures)
         seen = counts.sum(axis=1)
         others = seen - counts[:, counts.shape[1] // 2]
         certain = (seen > 20_000) & (others < CERTAIN * seen)
@@ -160,7 +174,7 @@ def finalize(
         best, best_cost = (128, 128), math.inf
         for low, high in ((128, 128), (112, 128), (96, 128), (96, 112), (80, 112), (64, 112)):
             entropy["rounding"] = dead_zone(low, high)
-            cost = _cost(save(trials), trial)
+            cost = _cost(coder(save(trials)), trial, error)
             report(f"rounding offsets {low}..{high}: log cost {cost:.4f}")
             if cost < best_cost:
                 best, best_cost = (low, high), cost

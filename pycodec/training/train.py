@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pycodec.errors import CodecError
-from pycodec.models.model_folder import WEIGHTS_FILE
+from pycodec.models.photo import read_photo_tensors
 from pycodec.models.photo_network import (
     LAMBDA_MAX,
     LAMBDA_MIN,
@@ -28,7 +28,13 @@ from pycodec.models.photo_network import (
 )
 from pycodec.quantization.export import restore_entropy_model
 from pycodec.quantization.fake_quant import QuantizedActivation
-from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
+from pycodec.training.data import (
+    CropSampler,
+    Prefetcher,
+    Sampler,
+    list_pictures,
+    split_pictures,
+)
 from pycodec.training.finalize import finalize
 from pycodec.training.klt_start import start_from_klt
 
@@ -78,6 +84,22 @@ def rate_distortion_loss(
     return (weight * (bpp + multiplier * 255**2 * mse)).mean(), bpp, mse
 
 
+def load_weights(network: PhotoNetwork, folder: Path) -> None:
+    """Restore the weights of a model folder, which must be of the network's widths.
+
+    Raises:
+        CodecError: it is no photo model, or of other widths.
+    """
+    tensors, _, _ = read_photo_tensors(folder)
+    entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
+    transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
+    missing, unexpected = network.load_state_dict(transforms, strict=False)
+    missing = [name for name in missing if not name.startswith("entropy_model.")]
+    if missing or unexpected:
+        raise CodecError(f"{folder} is no photo model: {(missing + unexpected)[0]} is amiss")
+    restore_entropy_model(network.entropy_model, entropy)
+
+
 class Trainer:
     """Owns network, optimizers, data and log of one run in ``out``.
 
@@ -103,12 +125,7 @@ class Trainer:
         self.options, self.out = options, out
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(options.seed)
-        paths = list_pictures(folder)
-        if not paths:
-            raise CodecError(f"no pictures under {folder}")
-        training, held_out = split_pictures(paths)
-        self.training = training
-        self.held_out = [x for x in map(_read_validation, held_out) if x.numel()]
+        self._find_pictures(folder)
         self.network = PhotoNetwork(config or PhotoConfig()).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
@@ -123,24 +140,29 @@ class Trainer:
         elif start is not None:
             self._load_weights(start)
         # A resumed run must not see the same crops again.
-        sampler = CropSampler(training, options.crop, seed=options.seed + 7919 * self.step)
+        sampler = self._sampler(seed=options.seed + 7919 * self.step)
         if not resumed and start is None:
-            count = max(1, 2_000_000 // options.crop**2)
-            start_from_klt(self.network, sampler.batch(count).float() / 255)
+            self._start(sampler)
         self.batches = Prefetcher(sampler, options.batch)
         self._log = _CsvLog(out / "log.csv")
         self._board = _tensorboard(out)
 
+    def _find_pictures(self, folder: Path) -> None:
+        training, held_out = split_pictures(find_pictures(folder))
+        self.training = training
+        self.held_out = [x for x in map(read_whole, held_out) if x.numel()]
+
+    def _sampler(self, seed: int) -> Sampler:
+        return CropSampler(self.training, self.options.crop, seed=seed)
+
+    def _start(self, sampler: Sampler) -> None:
+        """First weights of a run that starts from none."""
+        count = max(1, 2_000_000 // self.options.crop**2)
+        start_from_klt(self.network, sampler.batch(count).float() / 255)
+
     def _load_weights(self, path: Path) -> None:
         if path.is_dir():
-            tensors = safetensors.torch.load_file(path / WEIGHTS_FILE)
-            entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if "entropy." in k}
-            transforms = {k: v.float() for k, v in tensors.items() if "entropy." not in k}
-            missing, unexpected = self.network.load_state_dict(transforms, strict=False)
-            missing = [name for name in missing if not name.startswith("entropy_model.")]
-            if missing or unexpected:
-                raise CodecError(f"{path} is no photo model: {(missing + unexpected)[0]} is amiss")
-            restore_entropy_model(self.network.entropy_model, entropy)
+            load_weights(self.network, path)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
@@ -199,26 +221,30 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns what is logged."""
-        o = self.options
         self._prepare_step()
         self.network.train()
-        x = next(self.batches).float().div_(255).contiguous(memory_format=torch.channels_last)
+        values = self._backward(next(self.batches))
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
+        if math.isfinite(norm):  # a rare overflow costs one step, not the run
+            self.optimizer.step()
+        self.network.zero_grad(set_to_none=True)
+        self.step += 1
+        return values | {"gradient_norm": norm.item()}
+
+    def _backward(self, batch: Any) -> dict[str, float]:
+        """Gradients of the loss of what the sampler made; returns what is logged."""
+        o = self.options
+        x = batch.float().div_(255).contiguous(memory_format=torch.channels_last)
         # Stratified qualities: every batch spans the whole range.
         quality = 1 + 99 * (torch.randperm(o.batch) + torch.rand(o.batch)) / o.batch
         x_hat, y_bits, z_bits = self.network(x, quality, autocast=o.bfloat16)
         loss, bpp, mse = rate_distortion_loss(x, x_hat, y_bits + z_bits, quality)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
-        if math.isfinite(norm):  # a rare overflow costs one step, not the run
-            self.optimizer.step()
-        self.network.zero_grad(set_to_none=True)
-        self.step += 1
         return {
             "loss": loss.item(),
             "bpp": bpp.mean().item(),
             "psnr": -10 * mse.detach().log10().mean().item(),
             "hyper_share": (z_bits.sum() / (y_bits + z_bits).sum()).item(),
-            "gradient_norm": norm.item(),
         }
 
     @torch.no_grad()
@@ -249,7 +275,7 @@ class Trainer:
         """Write the model folder; its tables and dead zones are fitted to training pictures."""
         self.batches.close()
         step = max(1, len(self.training) // 48)
-        pictures = [_read_scaled(path) for path in self.training[::step]]
+        pictures = [read_scaled(path) for path in self.training[::step]]
         finalize(self.network, pictures, folder, report)
         return folder
 
@@ -287,8 +313,8 @@ class Trainer:
                         progress.update(
                             task,
                             completed=self.step,
-                            status=f"loss {mean['loss']:.3f} {mean['bpp']:.3f} bpp "
-                            f"{mean['psnr']:.2f} dB",
+                            status=f"loss {mean['loss']:.3f} {mean['bpp']:.3f} bpp"
+                            + (f" {mean['psnr']:.2f} dB" if "psnr" in mean else ""),
                         )
                     if self.step % o.validate_every == 0 or self.step == o.steps:
                         self._record(self.validate())
@@ -308,6 +334,18 @@ class Trainer:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, self.step)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Of ``list_pictures``.
+
+    Raises:
+        CodecError: there are none.
+    """
+    paths = list_pictures(folder)
+    if not paths:
+        raise CodecError(f"no pictures under {folder}")
+    return paths
 
 
 class _CsvLog:
@@ -337,7 +375,7 @@ def _tensorboard(out: Path):
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _read_scaled(path: Path) -> np.ndarray:
+def read_scaled(path: Path) -> np.ndarray:
     """A picture scaled down by 0.75, which removes the artefacts of its source: uint8 [H, W, 3]."""
     with Image.open(path) as image:
         picture = image.convert("RGB")
@@ -345,9 +383,9 @@ def _read_scaled(path: Path) -> np.ndarray:
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
-def _read_validation(path: Path) -> Tensor:
+def read_whole(path: Path) -> Tensor:
     """A held-out picture, cut to multiples of 64, perhaps to nothing: float [1, 3, H, W]."""
-    pixels = _read_scaled(path)
+    pixels = read_scaled(path)
     height, width = (side // 64 * 64 for side in pixels.shape[:2])
     tensor = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
     return tensor.contiguous(memory_format=torch.channels_last)

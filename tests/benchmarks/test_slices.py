@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -175,14 +177,22 @@ def test_scripts_know_the_options_that_they_are_given(slices, command):
                 assert f'"{option}"' in source, f"{script} has no {option}"
 
 
-def test_every_benchmark_is_run_by_something(slices, campaign):
-    """And says what it compares with."""
+def test_every_benchmark_names_its_peer(slices, campaign):
     run_all = importlib.import_module("run_all")
-    helpers = {"slices", "measure", "run_all", "gpu_campaign", "update_readme", "plots"}
-    named = {a for step in (*run_all.steps(), *campaign.steps()) for a in step.command}
-    for path in BENCHMARKS.rglob("*.py"):
-        if path.stem not in helpers:
-            assert str(path.relative_to(BENCHMARKS.parent)) in named
+    steps = (*run_all.steps(), *campaign.steps())
+    for script in {a for step in steps for a in step.command if a.startswith("benchmarks/")}:
+        text = ast.get_docstring(ast.parse((BENCHMARKS.parent / script).read_text()))
+        assert re.search(r"[Pp]eer", text) and "install" in text, script
+
+
+def test_what_is_not_run_is_said(slices):
+    run_all = importlib.import_module("run_all")
+    steps = run_all.steps()
+    assert "benchmarks/coding/rans.py" not in run_all.not_run(steps)
+    others = [step for step in steps if step.name != "rans"]
+    assert "benchmarks/coding/rans.py" in run_all.not_run(others)
+    # Helpers, and what needs a GPU, are no benchmarks of processors.
+    assert not [p for p in run_all.not_run([]) if p.endswith(("_cuda.py", "slices.py"))]
 
 
 def test_benchmarks_are_gathered(slices, tmp_path, monkeypatch, capsys):
@@ -196,6 +206,7 @@ def test_benchmarks_are_gathered(slices, tmp_path, monkeypatch, capsys):
     document = json.loads(path.read_text())
     assert [step["output"] for step in document["steps"].values()] == [["a"], ["b"]]
     assert document["machine"]["processor"]
+    assert "benchmarks/coding/rans.py" in document["not_run"]  # these steps are made ones
     with pytest.raises(SystemExit):
         run_all.main([*arguments, "--only", "c"])
 

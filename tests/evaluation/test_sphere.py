@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from skimage import data
 from skimage.metrics import structural_similarity
 
@@ -81,6 +83,26 @@ def test_a_view_needs_its_rows_only(pitch):
     if high < 64:
         with pytest.raises(InputError, match="needs rows"):
             view.render(picture[low : high - 1], first_row=low, height=64)
+
+
+@given(
+    st.floats(-180, 180),
+    st.floats(-90, 90),
+    st.floats(1, 179),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_the_rows_of_a_view_are_those_it_reads(yaw, pitch, fov, width, height):
+    view = Viewport(yaw, pitch, fov, width, height)
+    low, high = view.rows(100)
+    _, latitude = view.directions()
+    row = (0.5 - latitude / 180) * 100 - 0.5
+    first, last = int(np.floor(row.min())), int(np.floor(row.max())) + 1
+    first, last = max(first, 0), min(last, 99)
+    # Rounding may move a border by one; around a pole all of the cap is taken.
+    assert low <= first and last < high
+    assert low >= first - 1 or low == 0
+    assert high <= last + 2 or high == 100
 
 
 @pytest.mark.parametrize(

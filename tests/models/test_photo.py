@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
-from pycodec.models.photo import load_photo_model, save_photo_model
-from pycodec.models.photo_network import PhotoNetwork, quality_lambda
+from pycodec.models.photo import load_photo_model, read_photo_tensors, save_photo_model
+from pycodec.models.photo_network import PhotoConfig, PhotoNetwork, quality_lambda
 from pycodec.models.zoo import DEFAULT_MODEL, WEIGHTS, load_model
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.export import export_entropy_model
@@ -228,6 +228,33 @@ def test_model_folder_round_trip_and_damage(tmp_path):
         load_photo_model(folder)
     with pytest.raises(InputError, match="not a model folder"):
         load_photo_model(tmp_path)
+
+
+def test_a_model_stored_as_what_differs_from_another(tmp_path):
+    """It is whole again when it is read, and refused without the other, or with another other."""
+    tensors, _, _ = read_photo_tensors(PACKAGED)
+    changed = {**tensors, "entropy.rounding": tensors["entropy.rounding"] + 1}
+    folder = tmp_path / "changed"
+    save_photo_model(folder, changed, PhotoConfig(), base=DEFAULT_MODEL)
+    assert (folder / "model.safetensors").stat().st_size < 2000
+    again, _, fingerprint = read_photo_tensors(folder)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in changed.items())
+    codec = load_photo_model(folder)
+    assert codec.fingerprint == fingerprint != load_photo_model(PACKAGED).fingerprint
+    picture = random_picture(5, 40, 50)
+    assert codec.decompress(codec.compress(picture, 30).streams, 50, 40, 3000).shape == (40, 50, 3)
+
+    description = json.loads((folder / "model.json").read_text())
+    for base in ("tcae-fast", "none", "\0", 7):
+        (folder / "model.json").write_text(json.dumps({**description, "base": base}))
+        with pytest.raises(UnsupportedError, match="completes the model"):
+            load_photo_model(folder)
+    save_photo_model(folder, {"base.sha256": torch.zeros(32, dtype=torch.uint8)}, PhotoConfig())
+    whole = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**whole, "base": DEFAULT_MODEL}))
+    with pytest.raises(UnsupportedError, match="other weights"):
+        load_photo_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,13 @@ def test_python_interface():
     assert [peek(c).codec for c in coded] == [Codec.SPHERE] * 2
     decoded = pycodec.decode(coded)
     assert decoded[0].shape == pixels.shape and decoded[1].shape == gray.shape
+    tuned, photo = load_model("photo-sphere"), load_model("photo")
+    assert [peek(c).fingerprint for c in coded] == [tuned.fingerprint] * 2
+    old = pycodec.encode(pixels, projection="erp", model="photo")  # what earlier versions wrote
+    assert peek(old).fingerprint == photo.fingerprint
+    assert ws_psnr(pixels, pycodec.decode(old)) > 27
+    # Only the prediction of latents is another: pictures stay as good.
+    assert abs(ws_psnr(pixels, pycodec.decode(old)) - ws_psnr(pixels, decoded[0])) < 0.5
     with pytest.raises(InputError, match="projection must be one of"):
         pycodec.encode(pixels, projection="cube")
     with pytest.raises(InputError, match="knows no projection"):

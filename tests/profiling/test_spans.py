@@ -19,6 +19,7 @@ from pycodec.profiling import spans
 from pycodec.profiling.spans import KERNEL, LAYER, STAGE, WAVE, Recorder
 from pycodec.profiling.torch_spans import TorchSpans
 
+from ..context.test_gaussian_waves import make_input, make_waves
 from ..lossless_networks import random_codec
 
 
@@ -142,6 +143,20 @@ def test_waves_have_a_lane(codec, rng, threads):
     assert all(decode.begin <= item.begin and item.end <= decode.end for item in waves)
     layers = [item for item in recorder.spans if item.name == "wave_layers"]
     assert len({item.lane for item in layers}) == threads
+
+
+def test_waves_of_gaussians(rng):
+    waves = make_waves(rng)
+    height, width = 7, 10
+    latents, side = make_input(rng, waves, height, width)
+    with Recorder() as recorder:
+        waves.encode(latents, side, 2)
+    found = [item for item in recorder.spans if item.kind == WAVE]
+    assert len(found) == 3 * (height - 1) + width
+    products = 24 * 25 * 5 + 19 * (3 + 24) + 10 * 19
+    assert sum(item.operations for item in found) == 2 * height * width * products
+    assert {item.arithmetic for item in found} == {"int16"}
+    assert [s.name for s in recorder.spans if s.kind == KERNEL] == ["gaussian_waves_encode"]
 
 
 def test_a_pass_counts_what_the_masks_leave(codec, rng):

@@ -93,3 +93,20 @@ def test_a_turned_picture_gives_turned_tiles():
         inner = slice(1, 1 + 2 * width)
         torch.testing.assert_close(b[tile, ..., inner], a[tile, ..., inner].roll(width, -1))
     assert np.array_equal(grid.mask(1)[:, 0].sum(1), grid.widths)
+
+
+@pytest.mark.parametrize("grid", [GRID, SphereGrid((2, 4, 4), south=False)], ids=str)
+def test_floats_padded_with_the_nearest_are_padded_like_integers(grid):
+    values = torch.randint(-127, 128, (2 * grid.tiles, 4, 4 * grid.columns, 5), dtype=torch.int8)
+    expected = grid.pad(values, 1)
+    x = values.permute(0, 3, 1, 2).double().requires_grad_()
+    padded = grid.pad(x, 1, nearest=True)
+    own = np.pad(grid.mask(4), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    own[:, :, 0] = True
+    for tile, width in enumerate(grid.widths):  # and a column to the right
+        own[tile, :, 4 * width + 1] = True
+    own = torch.from_numpy(own).repeat(2, 1, 1)
+    assert torch.equal(padded.permute(0, 2, 3, 1)[own], expected[own].double())
+    assert not padded.permute(0, 2, 3, 1)[~own].any()
+    small = torch.randn(grid.tiles, 1, 1, grid.columns, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: grid.pad(t, 1, nearest=True), small)

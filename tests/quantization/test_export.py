@@ -9,9 +9,11 @@ import torch
 from pycodec.context.integer_entropy_model import IntegerEntropyModel
 from pycodec.context.quadtree import stage_mask
 from pycodec.errors import CodecError
+from pycodec.models.blocks import on_sphere
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.ops.quantized_conv2d import quantized_conv2d
+from pycodec.projection.grid import SphereGrid
 from pycodec.quantization.export import (
     check_accumulator,
     export_entropy_model,
@@ -77,6 +79,41 @@ def test_integer_network_follows_the_simulation(seed):
     assert float(((decoded - y_hat).abs() < 0.05).float().mean()) > 0.95
     bits = integer.tables.cost_bits(coded.symbols, coded.indexes)
     assert bits == pytest.approx(float(y_bits + z_bits), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "grid", [SphereGrid((1, 3, 4, 2)), SphereGrid((4, 2), north=False, south=False)], ids=str
+)
+def test_integer_network_follows_the_simulation_on_the_sphere(grid):
+    """The same across the borders of tiles of unequal width, over the poles, and at a cut."""
+    model = quantized_network(7).entropy_model
+    exported = export_entropy_model(model)
+    integer = IntegerEntropyModel(exported)
+    rng = np.random.default_rng(7)
+    codes = rng.integers(2000, 6000, grid.tiles).tolist()
+    shape = (grid.tiles, 1, grid.columns, integer.hyper_channels)
+    z = torch.from_numpy(rng.integers(-4, 5, shape).astype(np.int32))
+    zeros = {**exported, "rounding": torch.full_like(exported["rounding"], -1)}
+    start = torch.zeros((grid.tiles, 4, 4 * grid.columns, model.latent_channels), dtype=torch.int32)
+    means = IntegerEntropyModel(zeros).encode_sphere(start, z, grid, codes).latents
+    latents = means + torch.from_numpy(rng.normal(0, 300, means.shape).astype(np.int32))
+    y = latents.permute(0, 3, 1, 2).float() / (1 << LATENT_FRACTION_BITS)
+    qualities = torch.tensor(codes) / 100
+    with torch.no_grad(), on_sphere(grid):
+        y_hat, y_bits, z_bits = model(y, z.permute(0, 3, 1, 2).float(), qualities)
+    coded = integer.encode_sphere(latents, z, grid, codes)
+    decoded = coded.latents.permute(0, 3, 1, 2).float() / (1 << LATENT_FRACTION_BITS)
+    own = torch.from_numpy(grid.mask(4))
+    close = ((decoded - y_hat).abs() < 0.05).permute(0, 2, 3, 1)[own]
+    assert float(close.float().mean()) > 0.95
+    bits = integer.tables.cost_bits(coded.symbols, coded.indexes)
+    assert bits == pytest.approx(float((y_bits + z_bits).sum()), rel=0.03)
+    # What lies right of a tile changes nothing.
+    y[~own[:, None].expand_as(y)] = 77.0
+    with torch.no_grad(), on_sphere(grid):
+        again, again_bits, _ = model(y, z.permute(0, 3, 1, 2).float(), qualities)
+    assert torch.equal(again_bits, y_bits)
+    assert torch.equal(again.permute(0, 2, 3, 1)[own], y_hat.permute(0, 2, 3, 1)[own])
 
 
 def test_first_stage_means_agree_closely():

@@ -216,8 +216,8 @@ def test_command_line_trains_and_exports(pictures, tmp_path, monkeypatch, capsys
     for name in ("steps", "decay", "quantize", "warmup", "batch", "crop"):
         arguments += [f"--{name}", str(OPTIONS[name])]
     # Two pictures to fit to are enough here.
-    read, calls = train._read_scaled, []
-    monkeypatch.setattr(train, "_read_scaled", lambda path: calls.append(path) or read(path))
+    read, calls = train.read_scaled, []
+    monkeypatch.setattr(train, "read_scaled", lambda path: calls.append(path) or read(path))
     monkeypatch.setattr(train, "finalize", _finalize_with_two(train.finalize))
     assert cli.main(arguments) == 0
     assert "tables fitted to" in capsys.readouterr().err
