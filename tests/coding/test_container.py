@@ -202,7 +202,7 @@ def test_newer_version_is_unsupported():
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(5, 0), (5, 4), (14, 0x74), (15, 0), (16, 0xFF), (17, 5), (17, 25), (18, 0)],
+    [(5, 0), (5, 5), (14, 0x74), (15, 0), (16, 0xFF), (17, 5), (17, 25), (18, 0)],
 )
 def test_unknown_values_under_a_valid_checksum_are_unsupported(offset, value):
     header, rest = split(pack(Container(replace(TINY, quality=100), [b"x"])))
