@@ -94,6 +94,10 @@ class Ablation:
         # Of the held-out pictures, some choose widths and the others measure.
         pictures = middles(held_out, args.side)
         self.choosing, self.measuring = pictures[:2], pictures[2 : 2 + args.pictures]
+        if len(self.measuring) < args.pictures:
+            raise SystemExit(
+                f"{len(pictures)} held-out pictures are large enough: try a smaller --side"
+            )
         self.training = training
         self.work = args.work
         self.work.mkdir(parents=True, exist_ok=True)
@@ -210,7 +214,7 @@ def main() -> None:
     parser.add_argument("--bits-cost", type=float, default=0.02, help="gamma")
     parser.add_argument("--mean-bits", type=float, default=6.0, help="of the mixed variant")
     parser.add_argument("--pictures", type=int, default=8, help="that measure")
-    parser.add_argument("--side", type=int, default=256, help="of what is measured of a picture")
+    parser.add_argument("--side", type=int, default=192, help="of what is measured of a picture")
     parser.add_argument("--calibration", type=int, default=16, help="pictures for calibration")
     parser.add_argument("--work", type=Path, required=True, help="folder of what is done so far")
     parser.add_argument("--json", type=Path, required=True, help="results so far and at the end")
