@@ -36,6 +36,16 @@ SIMD_FLAGS = {
         "-Wno-maybe-uninitialized",
         "-Wno-uninitialized",
     ],
+    "_amx": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512vnni",
+        "-mamx-tile",
+        "-mamx-int8",
+        "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
+    ],
 }
 
 NVCC_FLAGS = [

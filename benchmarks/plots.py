@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-ARITHMETIC = {"int8": "#c8641b", "float32": "#3b6fb6", "bfloat16": "#7a5aa8"}
+ARITHMETIC = {"int8": "#c8641b", "float32": "#3b6fb6", "bfloat16": "#7a5aa8", "int16": "#8a6d1f"}
 MEMORY = "#2f8f7b"  # kernels that count no operations
 
 

@@ -250,7 +250,7 @@ def overhead_lines(report: dict) -> list[str]:
 def replace_between(path: Path, begin: str, end: str, lines: list[str]) -> None:
     text = path.read_text()
     start, stop = text.index(begin), text.index(end)
-    path.write_text(text[:start] + "\n".join([begin, *lines]) + text[stop:])
+    path.write_text(text[:start] + "\n".join([begin, *lines, ""]) + text[stop:])
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
 from pycodec.models.hyperprior_codec import HyperpriorCodec
 from pycodec.models.lossless import LosslessCodec
-from pycodec.models.photo import DEFAULT_TILE_LOG2, PhotoCodec
+from pycodec.models.photo import DEFAULT_TILE_LOG2, INTEGER_PRECISIONS, PhotoCodec
 from pycodec.models.sphere import DEFAULT_BAND_LOG2, SphereCodec, grid_size
 from pycodec.models.tiling import end_stage
 from pycodec.models.zoo import (
@@ -87,6 +87,8 @@ def encode(
     threads: int | None = None,
     projection: str = "auto",
     widths: Widths | None = None,
+    precision: str | None = None,
+    exact_pixels: bool = False,
 ) -> bytes | list[bytes]:
     """Encode a picture to the bytes of an ``.lci`` file.
 
@@ -104,6 +106,10 @@ def encode(
         widths: of the tiles of a sphere: a preset or a file, see
             :meth:`pycodec.projection.widths.TileWidths.load`, or a ``TileWidths``; None for those
             that suit the picture and the quality.
+        precision: of the transforms: ``fp32``, ``bf16`` (in residual branches), ``int8`` or
+            ``mixed``; None for the faster of the first two. Every file decodes in each.
+        exact_pixels: analyse in integers, and tell decoders to synthesize in integers: all get the
+            same pixels. ``precision`` is ``int8`` unless ``mixed`` is asked for.
 
     Returns:
         The file; a list of files for a list.
@@ -118,6 +124,8 @@ def encode(
         "threads": threads,
         "projection": projection,
         "widths": widths,
+        "precision": precision,
+        "exact_pixels": exact_pixels,
     }
     if isinstance(image, list):
         return [encode(i, quality, **options) for i in image]
@@ -126,13 +134,21 @@ def encode(
 
 
 def decode(
-    data: bytes | list[bytes], *, device: str | None = None, threads: int | None = None
+    data: bytes | list[bytes],
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    exact_pixels: bool = False,
 ) -> np.ndarray | list[np.ndarray]:
     """Decode an ``.lci`` file.
 
     Args:
         data: the bytes of a file, or a list of files.
         device, threads: as in :func:`encode`.
+        precision: of the synthesis; None for what the file asks for, mostly nothing: see
+            :func:`encode`.
+        exact_pixels: synthesize in integers, so that every machine gets the same pixels.
 
     Returns:
         uint8 [H, W] for a gray picture, [H, W, 3] for colour, [H, W, 2] and [H, W, 4] with alpha;
@@ -143,8 +159,19 @@ def decode(
         UnsupportedError: the file needs another version or model.
     """
     if isinstance(data, list):
-        return [decode(item, device=device, threads=threads) for item in data]
-    picture, _ = decode_picture(data, device=device, threads=threads)
+        return [
+            decode(
+                item,
+                device=device,
+                threads=threads,
+                precision=precision,
+                exact_pixels=exact_pixels,
+            )
+            for item in data
+        ]
+    picture, _ = decode_picture(
+        data, device=device, threads=threads, precision=precision, exact_pixels=exact_pixels
+    )
     if picture.alpha is None:
         return picture.pixels
     pixels = picture.pixels if picture.pixels.ndim == 3 else picture.pixels[..., None]
@@ -163,6 +190,8 @@ def encode_picture(
     code_length: bool = False,
     projection: str = "auto",
     widths: Widths | None = None,
+    precision: str | None = None,
+    exact_pixels: bool = False,
 ) -> tuple[bytes, EncodeStats]:
     """Encode a picture with its metadata; see :func:`encode` for the other arguments.
 
@@ -171,7 +200,8 @@ def encode_picture(
             for 1024. Of a sphere: rows of a band, 64 to 4096; None for 512.
         code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
-    codec = encoding_model(model, lossless, device)
+    precision = _exact_precision(precision, exact_pixels)
+    codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
     if sphere and model is None:
@@ -215,7 +245,13 @@ def encode_picture(
     alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
     data = pack(
         Container(
-            header, coded.streams, icc=picture.icc, exif=picture.exif, xmp=picture.xmp, alpha=alpha
+            header,
+            coded.streams,
+            icc=picture.icc,
+            exif=picture.exif,
+            xmp=picture.xmp,
+            alpha=alpha,
+            precision=_pack_precision(codec.precision) if exact_pixels else None,
         )
     )
     end_stage(coded.seconds, "container", began)
@@ -229,6 +265,8 @@ def decode_picture(
     device: str | None = None,
     threads: int | None = None,
     rows: tuple[int, int] | None = None,
+    precision: str | None = None,
+    exact_pixels: bool = False,
 ) -> tuple[Picture, DecodeStats]:
     """Decode a file to a picture with its metadata.
 
@@ -236,6 +274,7 @@ def decode_picture(
         data: the bytes of a file.
         model: where the file's model is, if it is none of the package's.
         device, threads: as in :func:`encode`.
+        precision, exact_pixels: as in :func:`decode`.
         rows: return these rows only, the first and the one after the last. Of a sphere only what
             they need is decoded.
     """
@@ -253,7 +292,10 @@ def decode_picture(
         )
     stats = DecodeStats()
     end_stage(stats.seconds, "container", began)
-    codec = _decoding_model(header, model, device)
+    precision = _exact_precision(precision, exact_pixels)
+    if precision is None and container.precision is not None:
+        precision = _unpack_precision(container.precision)
+    codec = _decoding_model(header, model, device, precision)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
     own = slice(None) if rows is None else slice(*rows)
@@ -331,7 +373,31 @@ def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def encoding_model(model: Model | None, lossless: bool, device: str | None) -> LoadedModel:
+def _exact_precision(precision: str | None, exact_pixels: bool) -> str | None:
+    if not exact_pixels or precision in INTEGER_PRECISIONS:
+        return precision
+    if precision is not None:
+        raise InputError(f"exact pixels need integers, not {precision}: leave the precision out")
+    return INTEGER_PRECISIONS[0]
+
+
+def _pack_precision(precision: str) -> bytes:
+    return bytes([1 + INTEGER_PRECISIONS.index(precision)])
+
+
+def _unpack_precision(section: bytes) -> str:
+    if len(section) != 1 or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
+        raise UnsupportedError(
+            "the file asks for a precision that this version does not know: update pycodec, or "
+            "name one, and its pixels may differ in the last bits",
+            section="precision",
+        )
+    return INTEGER_PRECISIONS[section[0] - 1]
+
+
+def encoding_model(
+    model: Model | None, lossless: bool, device: str | None, precision: str | None = None
+) -> LoadedModel:
     """The model that :func:`encode` takes for these arguments.
 
     Raises:
@@ -339,7 +405,7 @@ def encoding_model(model: Model | None, lossless: bool, device: str | None) -> L
     """
     if model is None:
         model = DEFAULT_LOSSLESS_MODEL if lossless else DEFAULT_MODEL
-    codec = model if isinstance(model, CODECS) else load_model(model, device)
+    codec = _loaded(model, device, precision)
     if lossless != isinstance(codec, LosslessCodec):
         raise InputError(
             f"the model {codec.name} is not lossless"
@@ -349,11 +415,21 @@ def encoding_model(model: Model | None, lossless: bool, device: str | None) -> L
     return codec
 
 
-def _decoding_model(header: Header, model: Model | None, device: str | None) -> LoadedModel:
+def _loaded(model: Model, device: str | None, precision: str | None) -> LoadedModel:
+    if not isinstance(model, CODECS):
+        return load_model(model, device, precision)
+    if precision is not None and precision != getattr(model, "precision", None):
+        raise InputError(f"the model {model.name} was loaded with another precision")
+    return model
+
+
+def _decoding_model(
+    header: Header, model: Model | None, device: str | None, precision: str | None
+) -> LoadedModel:
     if model is None:
-        codec = find_model(header.fingerprint, device)
+        codec = find_model(header.fingerprint, device, precision)
     else:
-        codec = model if isinstance(model, CODECS) else load_model(model, device)
+        codec = _loaded(model, device, precision)
     if codec.fingerprint != header.fingerprint:
         raise UnsupportedError(
             f"the file was made with model {header.fingerprint.hex()}, not with {codec.name} "

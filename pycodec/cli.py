@@ -193,6 +193,7 @@ def _add_encode(commands: Any) -> None:
         "wrote (default: chosen for each picture)",
     )
     _add_run_options(parser)
+    _add_precision(parser, "tell decoders, too, to compute in integers: all get the same pixels")
     _add_output_options(parser)
     parser.set_defaults(run=_encode)
 
@@ -217,6 +218,7 @@ def _add_decode(commands: Any) -> None:
         help="kind of picture (default: what OUT ends with; png for folders and pipes)",
     )
     _add_run_options(parser)
+    _add_precision(parser, "compute in integers: the same pixels on every machine")
     _add_output_options(parser)
     parser.set_defaults(run=_decode)
 
@@ -340,6 +342,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive_int, metavar="N", help="threads (default: all cores)"
     )
+
+
+def _add_precision(parser: argparse.ArgumentParser, exact: str) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8", "mixed"),
+        help="what the transforms compute in (default: the faster of fp32 and bf16)",
+    )
+    parser.add_argument("--exact-pixels", action="store_true", help=exact)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -606,14 +617,21 @@ def _encode_one(args: argparse.Namespace, job: _Job) -> None:
             tile=args.tile,
             lossless=args.lossless,
             projection=args.projection,
+            precision=args.precision,
+            exact_pixels=args.exact_pixels,
             widths=args.widths,
         )
         return data
 
     def decode(data: bytes) -> Picture:
-        return api.decode_picture(data, model=args.model, device=args.device, threads=args.threads)[
-            0
-        ]
+        return api.decode_picture(
+            data,
+            model=args.model,
+            device=args.device,
+            threads=args.threads,
+            precision=args.precision,
+            exact_pixels=args.exact_pixels,
+        )[0]
 
     data, achieved = _encode_to_target(args, picture, encode, decode)
     _write(job.target, data)
@@ -673,7 +691,12 @@ def _decode_one(args: argparse.Namespace, job: _Job, format: str) -> None:
     data = _read(job.source)
     refuse_large(peek(data), args.max_pixels)
     picture, stats = api.decode_picture(
-        data, model=args.model, device=args.device, threads=args.threads
+        data,
+        model=args.model,
+        device=args.device,
+        threads=args.threads,
+        precision=args.precision,
+        exact_pixels=args.exact_pixels,
     )
     _write_picture(args, job, picture, format, start, stats)
 

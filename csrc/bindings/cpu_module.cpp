@@ -12,5 +12,6 @@ PYBIND11_MODULE(_cpu, m) {
   bind_quantized_conv2d(m);
   bind_quantized_trimmed_conv2d(m);
   bind_spans(m);
+  bind_transform_program(m);
   bind_wave_network(m);
 }

@@ -13,4 +13,5 @@ void bind_quantized_trimmed_conv2d(pybind11::module_& m);
 void bind_rans(pybind11::module_& m);
 void bind_simd_level(pybind11::module_& m);
 void bind_spans(pybind11::module_& m);
+void bind_transform_program(pybind11::module_& m);
 void bind_wave_network(pybind11::module_& m);

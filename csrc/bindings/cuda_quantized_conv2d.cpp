@@ -13,7 +13,7 @@ namespace py = pybind11;
 namespace {
 
 using XShape = std::tuple<std::int64_t, std::int64_t, std::int64_t, int>;
-using WeightShape = std::tuple<int, int, int, int>;
+using KernelShape = std::tuple<int, int, int>;
 
 template <class T>
 T* pointer(std::uintptr_t address) {
@@ -21,19 +21,27 @@ T* pointer(std::uintptr_t address) {
 }
 
 void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias,
-                      std::uintptr_t multiplier, std::uintptr_t out, const XShape& x_shape,
-                      const WeightShape& weight_shape, bool x_is_signed, int out_bytes, int shift,
-                      std::int32_t lower, std::int32_t upper, std::uintptr_t stream) {
+                      std::uintptr_t multiplier, std::uintptr_t zero_point, std::uintptr_t residual,
+                      std::uintptr_t out, const XShape& x_shape, const KernelShape& kernel,
+                      int weight_bits, bool x_is_signed, int x_bytes, int out_bytes, int stride,
+                      int upscale, int shift, std::int32_t lower, std::int32_t upper,
+                      std::uintptr_t stream) {
   pycodec::cuda::QuantizedConv2dArguments a = {};
   a.x = pointer<const void>(x);
-  a.weight = pointer<const std::int8_t>(weight);
+  a.weight = pointer<const void>(weight);
   a.bias = pointer<const std::int32_t>(bias);
   a.multiplier = pointer<const std::int32_t>(multiplier);
+  a.zero_point = pointer<const std::int16_t>(zero_point);
+  a.residual = pointer<const std::int16_t>(residual);
   a.out = pointer<void>(out);
   std::tie(a.batch, a.height, a.width, a.in_channels) = x_shape;
-  std::tie(a.out_channels, a.kernel_height, a.kernel_width, std::ignore) = weight_shape;
+  std::tie(a.out_channels, a.kernel_height, a.kernel_width) = kernel;
+  a.weight_bits = weight_bits;
   a.x_is_signed = x_is_signed;
+  a.x_bytes = x_bytes;
   a.out_bytes = out_bytes;
+  a.stride = stride;
+  a.upscale = upscale;
   a.shift = shift;
   a.lower = lower;
   a.upper = upper;
@@ -44,8 +52,9 @@ void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bi
 
 void bind_cuda_quantized_conv2d(py::module_& m) {
   m.def("quantized_conv2d", &quantized_conv2d, py::kw_only(), py::arg("x"), py::arg("weight"),
-        py::arg("bias"), py::arg("multiplier"), py::arg("out"), py::arg("x_shape"),
-        py::arg("weight_shape"), py::arg("x_is_signed"), py::arg("out_bytes"), py::arg("shift"),
-        py::arg("lower"), py::arg("upper"), py::arg("stream"),
+        py::arg("bias"), py::arg("multiplier"), py::arg("zero_point"), py::arg("residual"),
+        py::arg("out"), py::arg("x_shape"), py::arg("kernel"), py::arg("weight_bits"),
+        py::arg("x_is_signed"), py::arg("x_bytes"), py::arg("out_bytes"), py::arg("stride"),
+        py::arg("upscale"), py::arg("shift"), py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
 }

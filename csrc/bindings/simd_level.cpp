@@ -13,7 +13,7 @@ void bind_simd_level(py::module_& m) {
   m.def(
       "set_simd_level",
       [](const std::string& name) { pycodec::set_simd_level(pycodec::parse_simd_level(name)); },
-      py::arg("name"), "Sets it: 'scalar', 'neon', 'avx2' or 'avx512vnni'.");
+      py::arg("name"), "Sets it: 'scalar', 'neon', 'avx2', 'avx512vnni' or 'amx'.");
   m.def(
       "supported_simd_levels",
       [] {

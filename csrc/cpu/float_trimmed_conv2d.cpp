@@ -24,6 +24,7 @@ constexpr std::int64_t kMaxTileRows = 16;
 const FloatTrimmedKernel& kernel_for(SimdLevel level) {
   switch (level) {
 #if defined(__x86_64__)
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return kFloatTrimmedKernelAvx512Vnni;
     case SimdLevel::kAvx2:

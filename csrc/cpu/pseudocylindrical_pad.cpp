@@ -30,6 +30,7 @@ constexpr std::int64_t kStreamBytes = 24 * 1024 * 1024;
 const PadKernel& kernel_for(SimdLevel level) {
   switch (level) {
 #if defined(__x86_64__)
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return kPadKernelAvx512Vnni;
     case SimdLevel::kAvx2:

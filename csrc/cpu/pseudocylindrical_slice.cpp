@@ -14,6 +14,7 @@ namespace {
 const ResampleKernel& kernel_for(SimdLevel level) {
   switch (level) {
 #if defined(__x86_64__)
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return kResampleKernelAvx512Vnni;
     case SimdLevel::kAvx2:

@@ -19,18 +19,25 @@ struct Requantizer {
         lower(_mm256_set1_epi64x(r.lower)),
         upper(_mm256_set1_epi64x(r.upper)) {}
 
-  // The even 32-bit lanes of a and b; results are 64 bits wide.
-  __m256i even(__m256i a, __m256i b) const {
+  // The even 32-bit lanes of a and b; results and residuals are 64 bits wide.
+  __m256i even(__m256i a, __m256i b, __m256i residual) const {
     __m256i x = _mm256_add_epi64(_mm256_mul_epi32(a, b), half);
     // AVX2 has no arithmetic shift of 64 bits: shift in zeros, then extend the sign.
     x = _mm256_sub_epi64(_mm256_xor_si256(_mm256_srl_epi64(x, shift), sign), sign);
+    x = _mm256_add_epi64(x, residual);
     x = _mm256_blendv_epi8(x, lower, _mm256_cmpgt_epi64(lower, x));
     return _mm256_blendv_epi8(x, upper, _mm256_cmpgt_epi64(x, upper));
   }
 
-  __m256i operator()(__m256i acc, __m256i multiplier) const {
-    const __m256i evens = even(acc, multiplier);
-    const __m256i odds = even(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(multiplier, 32));
+  __m256i operator()(__m256i acc, __m256i multiplier, __m256i residual) const {
+    const __m256i sign_bits = _mm256_srai_epi32(residual, 31);
+    const __m256i odd_residual =
+        _mm256_blend_epi32(_mm256_srli_epi64(residual, 32), sign_bits, 0xAA);
+    const __m256i even_residual =
+        _mm256_blend_epi32(residual, _mm256_slli_epi64(sign_bits, 32), 0xAA);
+    const __m256i evens = even(acc, multiplier, even_residual);
+    const __m256i odds =
+        even(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(multiplier, 32), odd_residual);
     return _mm256_blend_epi32(evens, _mm256_slli_epi64(odds, 32), 0xAA);
   }
 
@@ -81,11 +88,18 @@ void run_tile(const ConvLayer& layer, const ConvTile& tile, const Requantizer& r
     const __m256i multiplier =
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(layer.multiplier + channel));
     for (int p = 0; p < positions; ++p) {
-      alignas(32) std::int32_t values[kLanes];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(values), requantize(acc[p][v], multiplier));
-      const std::int64_t index = std::int64_t{position + p} * layer.out_channels + channel;
-      for (int lane = 0; lane < (left < kLanes ? left : kLanes); ++lane) {
-        store_output(layer.output_type, tile.out, index + lane, values[lane]);
+      const int lanes = left < kLanes ? left : kLanes;
+      alignas(32) std::int32_t values[kLanes] = {};
+      if (tile.residuals) {
+        for (int lane = 0; lane < lanes; ++lane) {
+          values[lane] = tile.residuals[position + p][channel + lane];
+        }
+      }
+      const __m256i residual = _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(values),
+                         requantize(acc[p][v], multiplier, residual));
+      for (int lane = 0; lane < lanes; ++lane) {
+        store_output(layer.output_type, tile.outs[position + p], channel + lane, values[lane]);
       }
     }
   }
@@ -111,6 +125,6 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
 
 }  // namespace
 
-const ConvKernel kConvKernelAvx2 = {"avx2", 2, kGroup, kLanes, kMaxChunkVectors, run};
+const ConvKernel kConvKernelAvx2 = {"avx2", 2, kGroup, kLanes, kMaxChunkVectors, 4, 24, false, run};
 
 }  // namespace pycodec

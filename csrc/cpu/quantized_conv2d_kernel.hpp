@@ -13,6 +13,10 @@
 //       for each position: broadcast the group, multiply and add
 //
 // Weights lie in the order of use: [chunk][window row][group][vector][output channel][in group].
+//
+// Kernels of bytes read int16 inputs as two planes, of high and of low bytes: once they have walked
+// through the first, they multiply the accumulators by 256 and walk through the second. The same
+// goes for int16 weights.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +25,7 @@ namespace pycodec {
 
 enum class OutputType { kUint8, kInt8, kInt16, kInt32 };
 
-// out = clamp((acc * multiplier + 2^(shift - 1)) >> shift, lower, upper), in 64 bits.
+// out = clamp(((acc * multiplier + 2^(shift - 1)) >> shift) + residual, lower, upper), in 64 bits.
 struct Requantization {
   int shift;
   std::int32_t lower, upper;
@@ -33,6 +37,8 @@ struct ConvLayer {
   int window_rows;  // the kernel's height
   int row_groups;   // groups of channels in a window row
   const std::uint8_t* weights;
+  int weight_planes;                 // 2 where weights are int16 and the kernel reads bytes:
+  std::int64_t weight_plane_stride;  // high bytes, signed, and then low ones, unsigned
   const std::int32_t* bias;
   const std::int32_t* multiplier;
   Requantization requantization;
@@ -42,8 +48,11 @@ struct ConvLayer {
 struct ConvTile {
   const std::uint8_t* const* windows;  // where the window of each position starts
   int positions;
-  std::int64_t row_stride;  // bytes from one window row to the next
-  std::uint8_t* out;        // [positions][out_channels]
+  std::int64_t row_stride;               // bytes from one window row to the next
+  int planes;                            // 2 where inputs are int16 and the kernel reads bytes
+  std::int64_t plane_stride;             // bytes from a window to the same of the low bytes
+  std::uint8_t* const* outs;             // where the channels of each position go
+  const std::int16_t* const* residuals;  // what is added to them; null if nothing is
 };
 
 struct ConvKernel {
@@ -52,12 +61,17 @@ struct ConvKernel {
   int group;              // input channels to a multiply-add instruction
   int lanes;              // output channels to a vector
   int max_chunk_vectors;  // vectors of output channels in a register tile, at most
+  int row_bytes;          // a window row of weights is filled up with zeros to a multiple of this
+  int tile_positions;     // positions of a unit of work
+  bool tile_in_row;       // whose windows must lie at equal distances: in one row of the output
   void (*run)(const ConvLayer&, const ConvTile&);
 };
 
 extern const ConvKernel kConvKernelScalar;
 extern const ConvKernel kConvKernelAvx2;
 extern const ConvKernel kConvKernelAvx512Vnni;
+extern const ConvKernel kConvKernelAvx512VnniWide;  // for int16 weights
+extern const ConvKernel kConvKernelAmx;
 
 // The number of vectors in the chunk that starts at vector `first`: chunks are of even size, as far
 // as that goes (6 vectors, 4 at most: 3 + 3).

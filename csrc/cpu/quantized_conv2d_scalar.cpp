@@ -11,9 +11,10 @@ std::uint32_t dot(const std::int16_t* a, const std::int16_t* b, int n) {
   return sum;
 }
 
-std::int32_t requantize(std::int32_t acc, std::int32_t multiplier, const Requantization& r) {
+std::int32_t requantize(std::int32_t acc, std::int32_t multiplier, const Requantization& r,
+                        std::int32_t residual) {
   const std::int64_t half = std::int64_t{1} << (r.shift - 1);
-  const std::int64_t value = (std::int64_t{acc} * multiplier + half) >> r.shift;
+  const std::int64_t value = ((std::int64_t{acc} * multiplier + half) >> r.shift) + residual;
   const std::int64_t clamped = value < r.lower ? r.lower : value > r.upper ? r.upper : value;
   return static_cast<std::int32_t>(clamped);
 }
@@ -28,15 +29,16 @@ void run(const ConvLayer& layer, const ConvTile& tile) {
         const std::uint8_t* x = tile.windows[p] + row * tile.row_stride;
         acc += dot(reinterpret_cast<const std::int16_t*>(x), weights + row * n, n);
       }
-      store_output(
-          layer.output_type, tile.out, std::int64_t{p} * layer.out_channels + c,
-          requantize(static_cast<std::int32_t>(acc), layer.multiplier[c], layer.requantization));
+      const std::int32_t residual = tile.residuals ? tile.residuals[p][c] : 0;
+      store_output(layer.output_type, tile.outs[p], c,
+                   requantize(static_cast<std::int32_t>(acc), layer.multiplier[c],
+                              layer.requantization, residual));
     }
   }
 }
 
 }  // namespace
 
-const ConvKernel kConvKernelScalar = {"scalar", 2, 1, 1, 1, run};
+const ConvKernel kConvKernelScalar = {"scalar", 2, 1, 1, 1, 2, 24, false, run};
 
 }  // namespace pycodec

@@ -34,6 +34,7 @@ AlignedBuffer aligned_copy(const std::vector<std::int8_t>& values) {
 TrimmedKernel trimmed_kernel(SimdLevel level) {
   switch (level) {
 #if defined(__x86_64__)
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return run_trimmed_avx512vnni;
     case SimdLevel::kAvx2:

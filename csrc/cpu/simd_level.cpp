@@ -4,11 +4,39 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace pycodec {
 namespace {
 
 constexpr SimdLevel kLevels[] = {SimdLevel::kScalar, SimdLevel::kNeon, SimdLevel::kAvx2,
-                                 SimdLevel::kAvx512Vnni};
+                                 SimdLevel::kAvx512Vnni, SimdLevel::kAmx};
+
+#if defined(__x86_64__)
+bool is_supported(SimdLevel level);
+
+// The processor has tiles, and Linux gives this process room for their state.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  constexpr unsigned kInt8AndTiles = 3u << 24;
+  unsigned a, b, c, d = 0;
+  if (!is_supported(SimdLevel::kAvx512Vnni) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+    return false;
+  }
+  return (d & kInt8AndTiles) == kInt8AndTiles &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool is_supported(SimdLevel level) {
   switch (level) {
@@ -24,6 +52,10 @@ bool is_supported(SimdLevel level) {
     case SimdLevel::kAvx512Vnni:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    case SimdLevel::kAmx: {
+      static const bool has = has_amx();
+      return has;
+    }
 #endif
     default:
       return false;
@@ -61,6 +93,8 @@ const char* simd_level_name(SimdLevel level) {
       return "avx2";
     case SimdLevel::kAvx512Vnni:
       return "avx512vnni";
+    case SimdLevel::kAmx:
+      return "amx";
     default:
       return "scalar";
   }
@@ -71,7 +105,7 @@ SimdLevel parse_simd_level(const std::string& name) {
     if (name == simd_level_name(level)) return level;
   }
   throw std::invalid_argument("unknown SIMD level '" + name +
-                              "'; known are scalar, neon, avx2 and avx512vnni");
+                              "'; known are scalar, neon, avx2, avx512vnni and amx");
 }
 
 }  // namespace pycodec

@@ -9,7 +9,7 @@
 
 namespace pycodec {
 
-enum class SimdLevel { kScalar, kNeon, kAvx2, kAvx512Vnni };
+enum class SimdLevel { kScalar, kNeon, kAvx2, kAvx512Vnni, kAmx };
 
 // The levels that this processor can run, lowest first.
 std::vector<SimdLevel> supported_simd_levels();
@@ -20,7 +20,7 @@ SimdLevel simd_level();
 // Throws std::invalid_argument where this processor cannot run `level`.
 void set_simd_level(SimdLevel level);
 
-// "scalar", "neon", "avx2", "avx512vnni".
+// "scalar", "neon", "avx2", "avx512vnni", "amx" (that and int8 products of tiles).
 const char* simd_level_name(SimdLevel level);
 
 // The opposite; throws std::invalid_argument for any other name.

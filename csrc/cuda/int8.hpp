@@ -41,6 +41,29 @@ PYCODEC_HOST_DEVICE inline std::int32_t dot4_unsigned(std::uint32_t x, std::uint
 #endif
 }
 
+// The same with products of an int8, or uint8 if not kSigned, by a uint8.
+template <bool kSigned>
+PYCODEC_HOST_DEVICE inline std::int32_t dot4_by_unsigned(std::uint32_t x, std::uint32_t weight,
+                                                         std::int32_t acc) {
+#ifdef __CUDA_ARCH__
+  std::int32_t result;
+  if constexpr (kSigned) {
+    asm("dp4a.s32.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(weight), "r"(acc));
+  } else {
+    asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(weight), "r"(acc));
+  }
+  return result;
+#else
+  auto sum = static_cast<std::uint32_t>(acc);
+  for (int i = 0; i < 32; i += 8) {
+    const int value =
+        kSigned ? int{static_cast<std::int8_t>(x >> i)} : int{static_cast<std::uint8_t>(x >> i)};
+    sum += static_cast<std::uint32_t>(value * static_cast<std::uint8_t>(weight >> i));
+  }
+  return static_cast<std::int32_t>(sum);
+#endif
+}
+
 // Four bytes from `bytes` on, of which the first `count` exist; the others are 0.
 PYCODEC_HOST_DEVICE inline std::uint32_t load_word(const std::int8_t* bytes, int count,
                                                    bool aligned) {

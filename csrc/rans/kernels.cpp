@@ -129,6 +129,7 @@ const Kernels* simd_kernels(SimdLevel level) {
       return kNeonKernels;
     case SimdLevel::kAvx2:
       return kAvx2Kernels;
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return kAvx512Kernels;
     default:
@@ -140,7 +141,8 @@ const Kernels* simd_kernels(SimdLevel level) {
 
 const Kernels& kernels_for(SimdLevel level, int lanes) {
   // AVX-512 has a step of 16; eight lanes are for AVX2.
-  if (level == SimdLevel::kAvx512Vnni && lanes < 16) level = SimdLevel::kAvx2;
+  const bool avx512 = level == SimdLevel::kAvx512Vnni || level == SimdLevel::kAmx;
+  if (avx512 && lanes < 16) level = SimdLevel::kAvx2;
   const Kernels* const simd = simd_kernels(level);
   if (simd && simd->step <= static_cast<unsigned>(lanes)) return *simd;
   int log2_step = 0;

@@ -54,6 +54,7 @@ class _Tag(enum.IntEnum):
     ICC = 0x81
     EXIF = 0x82
     XMP = 0x83
+    PRECISION = 0x84
 
 
 _ANCILLARY = 0x80
@@ -114,6 +115,8 @@ class Container:
         exif: EXIF data, starting with the TIFF header (``II*\\0`` or ``MM\\0*``).
         xmp: XMP packet, UTF-8.
         alpha: coded alpha plane (see :mod:`pycodec.coding.alpha`).
+        precision: what the encoder expects the synthesis to compute in, for exact pixels: see
+            ``docs/format.md``.
     """
 
     header: Header
@@ -122,6 +125,7 @@ class Container:
     exif: bytes | None = None
     xmp: bytes | None = None
     alpha: bytes | None = None
+    precision: bytes | None = None
 
 
 def pack(container: Container) -> bytes:
@@ -146,6 +150,8 @@ def pack(container: Container) -> bytes:
         data = getattr(container, name)
         if data is not None:
             parts += _pack_section(tag, [pack_number(len(data)), deflate(data)])
+    if container.precision is not None:
+        parts += _pack_section(_Tag.PRECISION, [container.precision])
     if container.alpha is not None:
         parts += _pack_section(_Tag.ALPHA, [container.alpha])
     parts += _pack_section(_Tag.TILES, _join(container.streams))
@@ -183,6 +189,7 @@ def unpack(data: bytes) -> Container:
         header,
         split_streams(payloads[_Tag.TILES], header.num_tiles),
         alpha=bytes(payloads[_Tag.ALPHA]) if header.alpha else None,
+        precision=bytes(payloads[_Tag.PRECISION]) if _Tag.PRECISION in payloads else None,
         **metadata,
     )
 

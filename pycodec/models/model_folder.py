@@ -1,4 +1,8 @@
-"""A model on disk: ``model.safetensors`` with its numbers, ``model.json`` that describes it."""
+"""A model on disk: ``model.safetensors`` with its numbers, ``model.json`` that describes it.
+
+Besides there may be files of weights in other forms, ``NAME.safetensors`` each, whose hashes stand
+under ``files`` in the description. The model's fingerprint is that of ``model.safetensors`` alone.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +66,34 @@ def read_model_folder(folder: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     if hashlib.sha256(weights).hexdigest() != description.get("sha256"):
         raise InputError(f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the recorded one")
     return description, weights
+
+
+def add_weights_file(folder: Path, name: str, weights: bytes) -> None:
+    """Write ``NAME.safetensors`` into a model folder and its hash into the description."""
+    description = read_description(folder)
+    files = {**description.get("files", {}), name: hashlib.sha256(weights).hexdigest()}
+    (folder / f"{name}.safetensors").write_bytes(weights)
+    description["files"] = dict(sorted(files.items()))
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_weights_file(folder: Path, name: str, description: dict[str, Any]) -> bytes:
+    """The checked bytes of ``NAME.safetensors``.
+
+    Raises:
+        UnsupportedError: the model has no such file.
+        InputError: it is missing, or not the one that was saved.
+    """
+    recorded = description.get("files", {}).get(name)
+    if recorded is None:
+        raise UnsupportedError(
+            f"the model {folder.name} has no weights for {name}: pycodec quantize makes them"
+        )
+    path = folder / f"{name}.safetensors"
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if hashlib.sha256(weights).hexdigest() != recorded:
+        raise InputError(f"{path} is damaged: its SHA-256 is not the recorded one")
+    return weights

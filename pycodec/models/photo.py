@@ -1,4 +1,4 @@
-"""The photo codec: float transforms around the integer entropy model."""
+"""The photo codec: transforms, in float or in integers, around the integer entropy model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ from pycodec.context.integer_entropy_model import (
 )
 from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.blocks import set_branch_dtype
-from pycodec.models.model_folder import WEIGHTS, read_model_folder, write_model_folder
+from pycodec.models.integer_transforms import IntegerTransform, pad_to_multiple
+from pycodec.models.model_folder import (
+    WEIGHTS,
+    add_weights_file,
+    read_description,
+    read_model_folder,
+    read_weights_file,
+    write_model_folder,
+)
 from pycodec.models.photo_network import PhotoConfig
 from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
@@ -43,6 +51,13 @@ MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 12
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
 
 KIND = "photo"
+
+FLOAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INTEGER_PRECISIONS = ("int8", "mixed")
+PRECISIONS = (*FLOAT_DTYPES, *INTEGER_PRECISIONS)
+"""What the transforms compute in. Latents that are coded decode alike in each."""
+
+TRANSFORMS = ("analysis", "hyper_analysis", "synthesis")
 
 BASE_SHA256 = "base.sha256"
 """Tensor of a model that is stored as what differs from another one: the SHA-256 of that."""
@@ -96,9 +111,14 @@ class PhotoCodec:
         name: of the model.
         device: of the transforms; the entropy model runs on the CPU.
         backend: of the entropy model, ``native`` or ``reference``.
+        precision: of the transforms, one of :data:`PRECISIONS`. ``bf16`` is for the residual
+            branches alone; None takes it where the processor computes in it natively, else
+            ``fp32``.
+        integers: for ``int8`` and ``mixed``: tensors of ``export_transform``, each after the
+            transform's name and a dot.
 
-    Residual branches run in bfloat16 where the processor computes in it natively, else in float32.
-    That may change a decoded pixel by a level or two, never a symbol.
+    Precision may change a decoded pixel, never a symbol. Those in integers give the same pixels on
+    every machine.
     """
 
     def __init__(
@@ -110,12 +130,15 @@ class PhotoCodec:
         name: str = "photo",
         device: str | torch.device | None = None,
         backend: str = "native",
+        precision: str | None = None,
+        integers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
         self.config = config
         self.device = torch.device(device or "cpu")
-        self.dtype = _branch_dtype(self.device)
+        self.precision = check_precision(precision)
+        self.dtype = FLOAT_DTYPES.get(precision, _branch_dtype(self.device))
         latents = config.latent_channels
         self.analysis = self._transform(Analysis(config.widths, latents), tensors, "analysis.")
         self.hyper_analysis = self._transform(
@@ -127,6 +150,16 @@ class PhotoCodec:
         self.entropy_model = IntegerEntropyModel(_strip(tensors, "entropy."), backend)
         if self.entropy_model.latent_channels != latents:
             raise InputError("the weights do not fit the model's configuration")
+        self._integers: dict[str, IntegerTransform] | None = None
+        if precision in INTEGER_PRECISIONS:
+            if integers is None:
+                raise InputError(f"precision {precision} needs the model's integers")
+            backend = None if backend == "native" else backend
+            on_device = {k: v.to(self.device) for k, v in integers.items()}
+            self._integers = {
+                part: IntegerTransform(part, _strip(on_device, f"{part}."), backend)
+                for part in TRANSFORMS
+            }
 
     def _transform(
         self, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str
@@ -193,6 +226,8 @@ class PhotoCodec:
         """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
         top, left = max(0, tile.top - ANALYSIS_HALO), max(0, tile.left - ANALYSIS_HALO)
         window = pixels[top : tile.bottom + ANALYSIS_HALO, left : tile.right + ANALYSIS_HALO]
+        if self._integers is not None:
+            return self._analyse_in_integers(window, tile, (top, left), quality_code)
         x = torch.tensor(window, device=self.device)
         # [1, 3, H, W] in channels-last memory: a view of the interleaved pixels.
         x = (x.float() / 255)[None].permute(0, 3, 1, 2)
@@ -205,6 +240,23 @@ class PhotoCodec:
         z = self.hyper_analysis(_pad_to_multiple(y, HYPER_STRIDE), quality)
         latents = to_fixed_point(y[0].permute(1, 2, 0)).cpu()
         return latents, torch.round(z[0].permute(1, 2, 0).float()).int().cpu()
+
+    def _analyse_in_integers(
+        self, window: np.ndarray, tile: Tile, start: tuple[int, int], quality_code: int
+    ) -> tuple[Tensor, Tensor]:
+        """As ``_analyse``; the window of pixels begins at ``start``."""
+        # A copy: the pixels may be read-only.
+        x = torch.tensor(pad_to_multiple(window, LATENT_STRIDE), device=self.device)
+        y = self._integers["analysis"](x, quality_code)
+        row, column = (
+            (tile.top - start[0]) // LATENT_STRIDE,
+            (tile.left - start[1]) // LATENT_STRIDE,
+        )
+        height, width = latents_along(tile.height), latents_along(tile.width)
+        y = y[row : row + height, column : column + width].cpu()
+        padded = torch.from_numpy(pad_to_multiple(y.numpy(), HYPER_STRIDE)).to(self.device)
+        z = self._integers["hyper_analysis"](padded, quality_code)
+        return y.contiguous(), z.int().cpu()
 
     def decompress(
         self,
@@ -297,13 +349,29 @@ class PhotoCodec:
         left = max(0, start - SYNTHESIS_HALO)
         right = start + latents_along(tile.width) + SYNTHESIS_HALO
         window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
+        row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
+        if self._integers is not None:
+            x = self._integers["synthesis"](window.contiguous(), quality_code)
+            x = x[row : row + tile.height, column : column + tile.width]
+            pixels[tile.slices] = x.cpu().numpy()
+            return
         y = (window.float() / (1 << LATENT_FRACTION_BITS))[None].permute(0, 3, 1, 2)
         quality = torch.tensor([quality_code / 100], device=self.device)
         x = self.synthesis(y, quality)
-        row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
         x = x[0, :, row : row + tile.height, column : column + tile.width]
         x = (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
         pixels[tile.slices] = x.permute(1, 2, 0).cpu().numpy()
+
+
+def check_precision(precision: str | None) -> str | None:
+    """Of a codec.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    return precision
 
 
 def check_picture(pixels: np.ndarray, quality: float) -> None:
@@ -410,20 +478,46 @@ def _base_tensors(folder: Path, base: str, sha256: Tensor | None) -> dict[str, T
     return safetensors.torch.load(weights)
 
 
+def save_integers(folder: Path, precision: str, tensors: Mapping[str, Tensor]) -> None:
+    """Add the integers of a precision to a model folder: ``PRECISION.safetensors``."""
+    weights = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+    add_weights_file(folder, precision, weights)
+
+
 def load_photo_model(
-    folder: Path, *, device: str | torch.device | None = None, backend: str = "native"
+    folder: Path,
+    *,
+    device: str | torch.device | None = None,
+    backend: str = "native",
+    precision: str | None = None,
 ) -> PhotoCodec:
     """Load a model folder.
 
-    Errors are those of :func:`read_photo_tensors`.
+    Raises:
+        InputError: the folder holds no model, or its weights are not those that were saved.
+        UnsupportedError: it holds a model of another kind, no integers of this precision, or only
+            what differs from a model that this version of the package does not have.
     """
+    check_precision(precision)
     tensors, widths, fingerprint = read_photo_tensors(folder)
     try:
         config = PhotoConfig(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in widths.items()}
         )
-    except (AttributeError, TypeError) as error:
+        integers = None
+        if precision in INTEGER_PRECISIONS:
+            integers = safetensors.torch.load(
+                read_weights_file(folder, precision, read_description(folder))
+            )
+    except (safetensors.SafetensorError, AttributeError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
     return PhotoCodec(
-        tensors, config, fingerprint, name=folder.name, device=device, backend=backend
+        tensors,
+        config,
+        fingerprint,
+        name=folder.name,
+        device=device,
+        backend=backend,
+        precision=precision,
+        integers=integers,
     )

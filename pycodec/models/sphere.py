@@ -27,9 +27,14 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CorruptStreamError, InputError
+from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.blocks import on_sphere
-from pycodec.models.photo import CodedPicture, PhotoCodec, check_picture
+from pycodec.models.photo import (
+    INTEGER_PRECISIONS,
+    CodedPicture,
+    PhotoCodec,
+    check_picture,
+)
 from pycodec.models.photo_network import quality_lambda
 from pycodec.models.tiling import end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
@@ -112,6 +117,10 @@ class SphereCodec:
     """
 
     def __init__(self, photo: PhotoCodec) -> None:
+        if photo.precision in INTEGER_PRECISIONS:
+            raise UnsupportedError(
+                f"the codec for the sphere has no {photo.precision} transforms: use fp32 or bf16"
+            )
         self.photo = photo
         self.name, self.fingerprint = photo.name, photo.fingerprint
 

@@ -25,26 +25,34 @@ def model_names() -> list[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, device: str | None) -> Codec:
+def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
     kind = read_description(folder).get("kind")
+    if precision is not None and kind != photo.KIND:
+        raise InputError(f"the model {folder.name} is no photo model: it knows no precision")
     if kind == lossless.KIND:
         torch.device(device or "cpu")  # a wrong name is an error, though the CPU does the work
         return lossless.load_lossless_model(folder)
     if kind == hyperprior_codec.KIND:
         return hyperprior_codec.load_hyperprior_model(folder, device=device)
-    return photo.load_photo_model(folder, device=device)
+    return photo.load_photo_model(folder, device=device, precision=precision)
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = None) -> Codec:
+def load_model(
+    name_or_path: str | Path = DEFAULT_MODEL,
+    device: str | None = None,
+    precision: str | None = None,
+) -> Codec:
     """Load a model; loaded models are kept and shared.
 
     Args:
         name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` or
             ``pycodec convert-compressai`` wrote.
         device: of the transforms, such as ``"cpu"`` or ``"cuda"``.
+        precision: of the photo codec's transforms, one of ``pycodec.models.photo.PRECISIONS``.
 
     Raises:
         InputError: there is no such model, or the device cannot be used.
+        UnsupportedError: the model does not have the precision.
     """
     folder = WEIGHTS / str(name_or_path)
     if not (folder / CONFIG_FILE).is_file():
@@ -53,12 +61,14 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str | None = No
         names = ", ".join(model_names()) or "none"
         raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
     try:
-        return _load(folder.resolve(), None if device is None else str(device))
+        return _load(folder.resolve(), None if device is None else str(device), precision)
     except (AssertionError, ImportError, RuntimeError) as error:  # torch's ways to refuse a device
         raise InputError(f"cannot use device {device!r}: {error}") from error
 
 
-def find_model(fingerprint: bytes, device: str | None = None) -> Codec:
+def find_model(
+    fingerprint: bytes, device: str | None = None, precision: str | None = None
+) -> Codec:
     """The model of the package whose weights have this fingerprint.
 
     Raises:
@@ -67,7 +77,7 @@ def find_model(fingerprint: bytes, device: str | None = None) -> Codec:
     for name in model_names():
         description = json.loads((WEIGHTS / name / CONFIG_FILE).read_text())
         if bytes.fromhex(description["sha256"])[:8] == fingerprint:
-            return load_model(name, device)
+            return load_model(name, device, precision)
     raise UnsupportedError(
         f"the file needs a model with fingerprint {fingerprint.hex()}, which is not in this "
         "version of pycodec; pass its folder with --model, or use the version that wrote the file"

@@ -16,7 +16,9 @@ import setuptools  # noqa: F401  (provides distutils where Python no longer does
 from distutils.core import run_setup
 
 ROOT = Path(__file__).resolve().parents[2]
-SIMD_SOURCES = sorted((ROOT / "csrc").rglob("*_avx*.cpp"))
+SIMD_SOURCES = sorted(
+    p for name in ("*_avx*.cpp", "*_amx.cpp") for p in (ROOT / "csrc").rglob(name)
+)
 
 BROKEN_NVCC = """#!/bin/sh
 if [ "$1" = --dryrun ]; then echo "#$ TOP=$(dirname "$0")/.." >&2; exit 0; fi
@@ -110,7 +112,8 @@ def test_simd_variants_are_for_x86_64(read_setup, machine, wanted):
 @pytest.mark.parametrize("source", SIMD_SOURCES, ids=lambda s: s.stem)
 def test_simd_variants_share_no_inline_functions(source, tmp_path):
     """The linker keeps one copy of a weak function, perhaps the one an old processor cannot run."""
-    flags = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-fPIC")
+    flags = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
+    flags += ("-mamx-tile", "-mamx-int8", "-fPIC")
     target = tmp_path / "variant.o"
     # Without optimization, so that nothing hides by being inlined.
     subprocess.run(

@@ -15,17 +15,15 @@ namespace pycodec::cuda {
 
 void quantized_conv2d(const QuantizedConv2dArguments& a, void*) {
   using HostBlock = EmulatedBlock<kConvThreads>;
-  const auto shared = std::make_unique<QuantizedConv2dShared>();
-  const std::int64_t positions = a.batch * a.height * a.width;
-  for (std::int64_t x = 0; x * kConvTile < positions; ++x) {
-    for (int y = 0; y * kConvTile < a.out_channels; ++y) {
-      if (a.x_is_signed) {
-        quantized_conv2d_block<HostBlock, true>(a, x, y, *shared);
-      } else {
-        quantized_conv2d_block<HostBlock, false>(a, x, y, *shared);
+  const std::int64_t positions = a.batch * a.out_height() * a.out_width();
+  dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
+    const auto shared = std::make_unique<QuantizedConv2dShared<x_planes(), weight_bits()>>();
+    for (std::int64_t x = 0; x * kConvTile < positions; ++x) {
+      for (int y = 0; y * kConvTile < a.out_channels; ++y) {
+        quantized_conv2d_block<HostBlock, is_signed(), x_planes(), weight_bits()>(a, x, y, *shared);
       }
     }
-  }
+  });
 }
 
 }  // namespace pycodec::cuda

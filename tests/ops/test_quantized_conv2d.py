@@ -18,14 +18,20 @@ from hypothesis import strategies as st
 from pycodec import _cpu
 from pycodec.errors import InputError
 from pycodec.ops import QuantizedConv2d, backends, quantized_conv2d
-from pycodec.ops.quantized_conv2d import OUTPUT_DTYPES
+from pycodec.ops.quantized_conv2d import (
+    INPUT_DTYPES,
+    MAX_WEIGHT,
+    OUTPUT_DTYPES,
+    pack_int4,
+    unpack_int4,
+)
 
 from ..emulation import build
 from ..levels import LEVELS, simd_level
 
 module = importlib.import_module("pycodec.ops.quantized_conv2d")  # its name is the function's
 
-ALL_LEVELS = ("scalar", "avx2", "avx512vnni")
+ALL_LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
 NUMPY_DTYPES = {
     torch.uint8: np.uint8,
     torch.int8: np.int8,
@@ -34,28 +40,64 @@ NUMPY_DTYPES = {
 }
 
 
-def naive(x, weight, bias, multiplier, shift, out_dtype, relu):
+def naive(
+    x,
+    weight,
+    bias,
+    multiplier,
+    shift,
+    *,
+    out_dtype,
+    relu=False,
+    stride=1,
+    upscale=1,
+    bits=0,
+    zero_point=None,
+    residual=None,
+):
     """The formula, a Python integer at a time."""
     n, height, width, cin = x.shape
+    if weight.dtype == torch.uint8:
+        weight = unpack_int4(weight, cin)
     cout, kh, kw, _ = weight.shape
     x, weight = x.tolist(), weight.tolist()
     limits = torch.iinfo(out_dtype)
-    lower = max(0, limits.min) if relu else limits.min
-    out = np.zeros((n, height, width, cout), NUMPY_DTYPES[out_dtype])
-    for b, y, c, o in np.ndindex(out.shape):
+    lower, upper = limits.min, limits.max
+    if bits:
+        lower, upper = (-(1 << bits - 1), (1 << bits - 1) - 1) if lower else (0, (1 << bits) - 1)
+    lower = max(0, lower) if relu else lower
+    rows, columns = -(-height // stride), -(-width // stride)
+    channels = cout // upscale**2
+    shape = (n, rows * upscale, columns * upscale, channels)
+    out = np.zeros(shape, NUMPY_DTYPES[out_dtype])
+    for b, y, c, o in np.ndindex(n, rows, columns, cout):
         acc = int(bias[o])
         for i, j in np.ndindex(kh, kw):
-            yy, xx = y + i - kh // 2, c + j - kw // 2
-            if 0 <= yy < height and 0 <= xx < width:
-                acc += sum(x[b][yy][xx][k] * weight[o][i][j][k] for k in range(cin))
+            yy, xx = y * stride + i - kh // 2, c * stride + j - kw // 2
+            for k in range(cin):
+                inside = 0 <= yy < height and 0 <= xx < width
+                outside = 0 if zero_point is None else int(zero_point[k])
+                acc += (x[b][yy][xx][k] if inside else outside) * weight[o][i][j][k]
         acc = (acc + 2**31) % 2**32 - 2**31
         value = (acc * int(multiplier[o]) + 2 ** (shift - 1)) >> shift
-        out[b, y, c, o] = min(max(value, lower), limits.max)
+        if residual is not None:
+            value += int(residual[b, y, c, o])
+        dy, dx = divmod(o // channels, upscale)
+        place = (b, y * upscale + dy, c * upscale + dx, o % channels)
+        out[place] = min(max(value, lower), upper)
     return torch.from_numpy(out)
 
 
 def make_layer(
-    rng, shape, *, kernel=(3, 3), cout=8, x_dtype=torch.uint8, extreme=False, big_bias=False
+    rng,
+    shape,
+    *,
+    kernel=(3, 3),
+    cout=8,
+    x_dtype=torch.uint8,
+    extreme=False,
+    big_bias=False,
+    wide_weight=False,
 ):
     """Random (x, weight, bias, multiplier); extreme: only the ends of the ranges."""
 
@@ -67,6 +109,8 @@ def make_layer(
 
     x = draw(NUMPY_DTYPES[x_dtype], shape)
     weight = draw(np.int8, (cout, *kernel, shape[-1]))
+    if wide_weight:
+        weight = np.minimum(draw(np.int16, weight.shape), MAX_WEIGHT)
     bias = draw(np.int32, cout) if big_bias else rng.integers(-5000, 5000, cout, np.int32)
     multiplier = (
         np.full(cout, 2**31 - 1, np.int32)
@@ -84,19 +128,43 @@ def cases(draw, max_side=9, max_channels=40, kernels=(1, 3, 5)):
     height = 1 if size in ("1x1", "1xN") else draw(side)
     width = 1 if size in ("1x1", "Nx1") else draw(side)
     shape = (draw(st.integers(1, 2)), height, width, draw(st.integers(1, max_channels)))
+    upscale = draw(st.sampled_from([1, 1, 2, 3]))
+    stride = draw(st.sampled_from([1, 2]))
+    cout = draw(st.integers(1, max_channels)) * upscale**2
+    x_dtype = draw(st.sampled_from(INPUT_DTYPES))
+    weight_bits = draw(st.sampled_from([4, 8, 8, 16]))
     tensors = make_layer(
         rng,
         shape,
         kernel=(draw(st.sampled_from(kernels)), draw(st.sampled_from(kernels))),
-        cout=draw(st.integers(1, max_channels)),
-        x_dtype=draw(st.sampled_from([torch.uint8, torch.int8])),
+        cout=cout,
+        x_dtype=x_dtype,
         extreme=draw(st.booleans()),
         big_bias=draw(st.booleans()),
+        wide_weight=weight_bits == 16,
     )
+    if weight_bits == 4:
+        tensors[1] = pack_int4(tensors[1] >> 4)
     # Shifts around 31 + log2(accumulator / range) leave values in range; the others test the ends.
     shift = draw(st.one_of(st.integers(34, 48), st.integers(1, 62)))
     out_dtype = draw(st.sampled_from(OUTPUT_DTYPES))
-    return (*tensors, shift), {"out_dtype": out_dtype, "relu": draw(st.booleans())}
+    options = {
+        "out_dtype": out_dtype,
+        "relu": draw(st.booleans()),
+        "stride": stride,
+        "upscale": upscale,
+    }
+    if out_dtype in (torch.uint8, torch.int8):
+        options["bits"] = draw(st.sampled_from([0, 4, 6, 8]))
+    if draw(st.booleans()):
+        limits = torch.iinfo(x_dtype)
+        values = rng.integers(limits.min, limits.max, shape[-1], np.int16, endpoint=True)
+        options["zero_point"] = torch.from_numpy(values)
+    if upscale == 1 and draw(st.booleans()):
+        size = (shape[0], -(-height // stride), -(-width // stride), cout)
+        values = rng.integers(-(2**15), 2**15, size, np.int16)
+        options["residual"] = torch.from_numpy(values)
+    return (*tensors, shift), options
 
 
 def assert_same(actual, expected):
@@ -109,7 +177,7 @@ def assert_same(actual, expected):
 @settings(max_examples=60, deadline=None)
 def test_reference_is_the_formula(case):
     arguments, options = case
-    expected = naive(*arguments, options["out_dtype"], options["relu"])
+    expected = naive(*arguments, **options)
     assert_same(quantized_conv2d(*arguments, **options, backend="reference"), expected)
 
 
@@ -121,9 +189,11 @@ def test_native_equals_reference(case, threads):
     x, *parameters = arguments
     for level in LEVELS:
         with simd_level(level):
-            conv = QuantizedConv2d(*parameters, **options, backend="native")
-        assert conv._packed.simd_level == level
-        assert_same(conv(x, threads=threads), expected)
+            fixed = {k: v for k, v in options.items() if k != "residual"}
+            channels = {"in_channels": x.shape[3], "backend": "native"}
+            conv = QuantizedConv2d(*parameters, **fixed, **channels)
+        assert conv.packed.simd_level == level
+        assert_same(conv(x, threads, options.get("residual")), expected)
 
 
 @pytest.mark.parametrize("cout", [*range(1, 9), 16, 31, 33, 64, 65, 80, 96, 112, 128, 160])
@@ -164,6 +234,18 @@ def test_accumulators_wrap():
             x, weight, bias, multiplier, 1, out_dtype=torch.int32, backend=backend
         )
         assert int(out) == -(2**31)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 8])
+def test_int4_packing(channels):
+    weight = torch.arange(-8, 8, dtype=torch.int8)[torch.randint(16, (3, 3, 1, channels))]
+    packed = pack_int4(weight)
+    assert packed.shape == (3, 3, 1, (channels + 1) // 2)
+    assert torch.equal(unpack_int4(packed, channels), weight)
+    if channels % 2:
+        assert not (packed[..., -1] >> 4).any()
+    with pytest.raises(InputError, match="-8 to 7"):
+        pack_int4(weight - 8)
 
 
 def test_empty_batch():
@@ -277,6 +359,16 @@ def test_gpu_equals_reference(backend, case):
 
 BAD_ARGUMENTS = {
     "x dtype": lambda a: a.update(x=a["x"].to(torch.int32)),
+    "large weight": lambda a: a.update(weight=a["weight"].short() + MAX_WEIGHT),
+    "stride": lambda a: a.update(stride=3),
+    "upscale": lambda a: a.update(upscale=3),
+    "bits": lambda a: a.update(bits=9),
+    "bits of int16": lambda a: a.update(bits=6, out_dtype=torch.int16),
+    "zero_point": lambda a: a.update(zero_point=torch.zeros(5, dtype=torch.int16)),
+    "residual": lambda a: a.update(residual=torch.zeros(1, 4, 5, 8)),
+    "residual of patches": lambda a: a.update(
+        residual=torch.zeros(1, 8, 10, 2, dtype=torch.int16), upscale=2
+    ),
     "x channels": lambda a: a.update(x=a["x"][..., 1:].contiguous()),
     "x layout": lambda a: a.update(x=a["x"].transpose(1, 2)),
     "x dimensions": lambda a: a.update(x=a["x"][0]),
@@ -331,6 +423,7 @@ def test_native_module_checks_for_itself():
         ((weight[..., :0], per_channel, per_channel, 8), "channel"),
         ((weight, per_channel[1:], per_channel, 8), "bias"),
         ((weight, per_channel, per_channel, 63), "shift"),
+        ((weight.astype(np.int32), per_channel, per_channel, 8), "int8 or int16"),
     ):
         with pytest.raises(InputError, match=message):
             _cpu.QuantizedConv2d(*bad, np.int8)
@@ -339,7 +432,7 @@ def test_native_module_checks_for_itself():
     conv = _cpu.QuantizedConv2d(*good, np.int8)
     x = np.ones((1, 5, 6, 4), np.uint8)
     for bad, message in (
-        (x.astype(np.float32), "uint8"),
+        (x.astype(np.float32), "uint8, int8 or int16"),
         (x[0], "batch"),
         (x[..., :3].copy(), "batch"),
         (x[:, ::2], "contiguous"),
