@@ -204,8 +204,8 @@ def encode_picture(
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
-    if sphere and model is None:
-        codec = load_model(DEFAULT_SPHERE_MODEL, device)
+    if sphere and model is None and precision not in INTEGER_PRECISIONS:
+        codec = load_model(DEFAULT_SPHERE_MODEL, device, precision)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)

@@ -272,7 +272,8 @@ def test_options_reach_the_codec(image, stand_in_codec):
     saved(image, quality=12.5, threads=3, device="cpu", tile=256)
     first, second = stand_in_codec.calls
     assert first["quality"] == 50
-    assert second == {"quality": 12.5, "model": None, "device": "cpu", "threads": 3, "tile": 256}
+    given = {"quality": 12.5, "model": None, "device": "cpu", "threads": 3, "tile": 256}
+    assert second == given | {"projection": "auto"}
 
 
 def test_decoder_settings(path, monkeypatch, stand_in_codec):
