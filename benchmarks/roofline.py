@@ -73,6 +73,7 @@ _SHORT_SUMS = (
     "outputs, beside which their inputs' loads, requantization in 64 bits and stores weigh; it has "
     "not been broken down further"
 )
+_FEW_POSITIONS = "a wave has 11 positions on average, for which 4 MB of weights are read anew"
 REASONS = {
     "wave_network_encode": _SHORT_SUMS,
     "wave_network_decode": f"{_SHORT_SUMS}; besides, waves are short runs along a slope, between "
@@ -81,9 +82,8 @@ REASONS = {
     "quantize_residuals": f"{_PORTABLE}, and it divides",
     "reconstruct_stage": _PORTABLE,
     "pseudocylindrical_resample": "rows are transposed on the way in and out, a value at a time",
-    "gaussian_waves_encode": "a wave has 11 positions on average, for which 5 MB of weights are "
-    "read anew",
-    "gaussian_waves_decode": "as gaussian_waves_encode, and one thread draws the symbols",
+    "gaussian_waves_encode": _FEW_POSITIONS,
+    "gaussian_waves_decode": f"{_FEW_POSITIONS}, and one thread draws the symbols",
     "compressai_encode": _SINGLE_STATE,
     "compressai_decode": _SINGLE_STATE,
 }

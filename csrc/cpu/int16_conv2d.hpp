@@ -30,9 +30,9 @@ class Int16Conv2d {
 
   int out_channels() const { return out_channels_; }
   int in_channels() const { return in_channels_; }
-  // Of a position.
+  // Of a position, at the taps that any output sees.
   std::int64_t products() const {
-    return std::int64_t{out_channels_} * kernel_height_ * kernel_width_ * in_channels_;
+    return std::int64_t{out_channels_} * in_channels_ * static_cast<std::int64_t>(taps().size());
   }
   int kernel_height() const { return kernel_height_; }
   int kernel_width() const { return kernel_width_; }
