@@ -56,6 +56,8 @@ class StandInCodec(types.ModuleType):
         tile: int | None = None,
         lossless: bool = False,
         projection: str = "auto",
+        precision: str | None = None,
+        exact_pixels: bool = False,
         widths: str | None = None,
     ) -> tuple[bytes, types.SimpleNamespace]:
         self.calls.append(
@@ -66,6 +68,8 @@ class StandInCodec(types.ModuleType):
                 "threads": threads,
                 "tile": tile,
                 "projection": projection,
+                "precision": precision,
+                "exact_pixels": exact_pixels,
             }
         )
         if model == "missing":
@@ -106,6 +110,8 @@ class StandInCodec(types.ModuleType):
         model: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        precision: str | None = None,
+        exact_pixels: bool = False,
     ) -> tuple[Picture, types.SimpleNamespace]:
         if model not in (None, "stand-in"):
             raise UnsupportedError(f"the file was not made with model {model}")

@@ -88,6 +88,7 @@ def test_there_and_back(folder, run):
 
 def test_options_reach_the_codec(folder, run, stand_in_codec):
     options = ["--threads", 3, "--device", "cpu", "--tile", 256, "--projection", "erp"]
+    options += ["--precision", "bf16"]
     run("encode", "photo.png", "a.lci", *options)
     assert stand_in_codec.calls == [
         {
@@ -97,6 +98,8 @@ def test_options_reach_the_codec(folder, run, stand_in_codec):
             "threads": 3,
             "tile": 256,
             "projection": "erp",
+            "precision": "bf16",
+            "exact_pixels": False,
         }
     ]
 
