@@ -18,7 +18,13 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-ARITHMETIC = {"int8": "#c8641b", "float32": "#3b6fb6", "bfloat16": "#7a5aa8", "int16": "#8a6d1f"}
+ARITHMETIC = {
+    "int8": "#c8641b",
+    "int8 tiles": "#2f7d4f",
+    "int16": "#8a6d1f",
+    "float32": "#3b6fb6",
+    "bfloat16": "#7a5aa8",
+}
 MEMORY = "#2f8f7b"  # kernels that count no operations
 
 

@@ -102,11 +102,7 @@ py::array run_conv(const QuantizedConv2d& conv, const py::array& x, int threads,
   void* target = out.mutable_data();
   {
     const pycodec::SpanScope span("quantized_conv2d", [&] {
-      const std::int64_t weights = std::int64_t{shape.out_channels} * shape.kernel_height *
-                                   shape.kernel_width * shape.in_channels;
-      const std::int64_t outputs = out.size() / out.shape(3) / shape.upscale / shape.upscale;
-      return pycodec::SpanWork{x.nbytes() + out.nbytes() + weights, 2 * weights * outputs,
-                               pycodec::Arithmetic::kInt8};
+      return conv.work(conv.frame_shape(type, x.shape(0), x.shape(1), x.shape(2)));
     });
     py::gil_scoped_release unlocked;
     conv.run(source, type, x.shape(0), x.shape(1), x.shape(2), added, target, threads);

@@ -21,6 +21,8 @@ py::object name_of(Arithmetic arithmetic) {
       return py::str("float32");
     case Arithmetic::kInt16:
       return py::str("int16");
+    case Arithmetic::kInt8Tiles:
+      return py::str("int8 tiles");
     default:
       return py::none();
   }
@@ -55,9 +57,10 @@ py::object arithmetic_peak(const std::string& arithmetic, int threads) {
   Arithmetic which = Arithmetic::kNone;
   if (arithmetic == "int8") which = Arithmetic::kInt8;
   if (arithmetic == "int16") which = Arithmetic::kInt16;
+  if (arithmetic == "int8 tiles") which = Arithmetic::kInt8Tiles;
   if (arithmetic == "float32") which = Arithmetic::kFloat32;
   if (which == Arithmetic::kNone) {
-    throw std::invalid_argument("arithmetic must be int8, int16 or float32");
+    throw std::invalid_argument("arithmetic must be int8, int8 tiles, int16 or float32");
   }
   double peak;
   {

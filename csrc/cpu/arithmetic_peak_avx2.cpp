@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "cpu/arithmetic_peak.hpp"
+#include "cpu/arithmetic_peak_kernel.hpp"
 
 namespace pycodec {
 namespace {
@@ -26,8 +26,7 @@ struct Int16 {
 
 }  // namespace
 
-double float32_peak_avx2() { return measured_peak<Float32, kSums>(); }
-double int16_peak_avx2() { return measured_peak<Int16, kSums>(); }
-double int8_peak_avx2() { return int16_peak_avx2(); }
+const PeakBurst kFloat32PeakAvx2 = {run_peak_burst<Float32, kSums>, Float32::kProducts * kSums};
+const PeakBurst kInt16PeakAvx2 = {run_peak_burst<Int16, kSums>, Int16::kProducts * kSums};
 
 }  // namespace pycodec

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "cpu/arithmetic_peak.hpp"
+#include "cpu/arithmetic_peak_kernel.hpp"
 
 namespace pycodec {
 namespace {
@@ -30,8 +30,9 @@ struct Int8 {
 
 }  // namespace
 
-double float32_peak_avx512vnni() { return measured_peak<Float32, kSums>(); }
-double int16_peak_avx512vnni() { return measured_peak<Int16, kSums>(); }
-double int8_peak_avx512vnni() { return measured_peak<Int8, kSums>(); }
+const PeakBurst kFloat32PeakAvx512Vnni = {run_peak_burst<Float32, kSums>,
+                                          Float32::kProducts * kSums};
+const PeakBurst kInt16PeakAvx512Vnni = {run_peak_burst<Int16, kSums>, Int16::kProducts * kSums};
+const PeakBurst kInt8PeakAvx512Vnni = {run_peak_burst<Int8, kSums>, Int8::kProducts * kSums};
 
 }  // namespace pycodec

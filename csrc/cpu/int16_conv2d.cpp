@@ -18,6 +18,7 @@ constexpr std::int64_t kTilePositions = 48;
 Int16Kernel kernel_for(SimdLevel level) {
   switch (level) {
 #if defined(__x86_64__)
+    case SimdLevel::kAmx:
     case SimdLevel::kAvx512Vnni:
       return run_int16_avx512vnni;
     case SimdLevel::kAvx2:

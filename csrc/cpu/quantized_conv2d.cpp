@@ -210,6 +210,18 @@ void QuantizedConv2d::run(const void* x, InputType type, std::int64_t batch, std
   run_frame(padded.data(), frame, dense_target(out, residual, height, width), threads);
 }
 
+SpanWork QuantizedConv2d::work(const FrameShape& input) const {
+  const std::int64_t positions = input.batch * out_size(input.height) * out_size(input.width);
+  const std::int64_t weights = std::int64_t{shape_.out_channels} * shape_.kernel_height *
+                               shape_.kernel_width * shape_.in_channels;
+  const std::int64_t inputs = input.batch * input.height * input.width * shape_.in_channels;
+  const std::int64_t outputs = positions * shape_.out_channels;
+  const int input_bytes = input.type == InputType::kInt16 ? 2 : 1;
+  const bool is_tiled = std::strcmp(kernel_.name, "amx") == 0;
+  return {inputs * input_bytes + weights + outputs * output_bytes(output_.type),
+          2 * weights * positions, is_tiled ? Arithmetic::kInt8Tiles : Arithmetic::kInt8};
+}
+
 void QuantizedConv2d::run_frame(const std::uint8_t* data, const FrameShape& frame,
                                 const Target& target, int threads) const {
   const std::vector<std::int32_t>* bias = &bias_;

@@ -7,6 +7,7 @@
 #include "cpu/activation_frame.hpp"
 #include "cpu/aligned_buffer.hpp"
 #include "cpu/quantized_conv2d_kernel.hpp"
+#include "cpu/spans.hpp"
 
 namespace pycodec {
 
@@ -47,6 +48,8 @@ class QuantizedConv2d {
   const Output& output() const { return output_; }
   const std::vector<std::int16_t>& zero_point() const { return zero_point_; }
   const char* simd_level() const { return kernel_.name; }
+  // What a run on such an input does, for profiling.
+  SpanWork work(const FrameShape& input) const;
   std::int64_t out_size(std::int64_t size) const { return (size - 1) / shape_.stride + 1; }
 
   // x: dense [batch][height][width][in_channels]; residual: int16 like out, or null; out: dense

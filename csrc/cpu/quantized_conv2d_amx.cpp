@@ -1,29 +1,15 @@
 // AMX: one tdpbusd multiplies 16 positions by 64 uint8 inputs each with 64 by 16 int8 weights. A
 // register tile is two tiles of positions by two of output channels.
 #include "cpu/quantized_conv2d_avx512.hpp"
+#include "cpu/tile_configuration.hpp"
 
 namespace pycodec {
 namespace {
 
 constexpr int kGroup = 4;
-constexpr int kTileRows = 16;
-constexpr int kTileBytes = 64;  // of a row
 constexpr int kMaxChunkVectors = 2;
 constexpr int kBlockPositions = 2 * kTileRows;
 constexpr int kTilePositions = 256;  // enough for a block of weights to be used while it is near
-
-struct alignas(64) TileConfiguration {
-  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  std::uint16_t column_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-
-  TileConfiguration() {
-    for (int i = 0; i < 8; ++i) {
-      column_bytes[i] = kTileBytes;
-      rows[i] = kTileRows;
-    }
-  }
-};
 
 // Tiles 0 to 3 are sums, [first or second 16 positions][vector]; 4 and 5 inputs, 6 and 7 weights.
 template <bool kBoth, bool kPair>

@@ -23,7 +23,8 @@
 
 namespace pycodec {
 
-enum class Arithmetic : std::uint8_t { kNone, kInt8, kFloat32, kInt16 };
+// kInt8Tiles is int8 in matrix tiles (AMX).
+enum class Arithmetic : std::uint8_t { kNone, kInt8, kFloat32, kInt16, kInt8Tiles };
 
 // What a span did. Bytes are inputs, outputs and weights, each once; a product and its addition are
 // two operations.

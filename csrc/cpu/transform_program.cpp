@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/parallel.hpp"
+#include "cpu/spans.hpp"
 
 namespace pycodec {
 namespace {
@@ -188,6 +189,13 @@ void TransformProgram::run(const void* input, const Shape& shape,
 
   for (const Step& step : steps_) {
     const Layer& layer = layers_[step.layer];
+    const bool is_convolution = step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
+    const SpanScope span(is_convolution ? "quantized_conv2d" : "requantize", [&] {
+      if (is_convolution) return layer.conv->work(sizes.frames[step.layer]);
+      const FrameShape& frame =
+          sizes.frames[step.layer];  // of int16 or pixels, once read and written
+      return SpanWork{3 * frame.batch * frame.height * frame.width * frame.channels};
+    });
     switch (step.kind) {
       case Kind::kUnshuffle: {
         const FrameShape& frame = sizes.frames[step.layer];
@@ -242,8 +250,7 @@ void TransformProgram::run(const void* input, const Shape& shape,
                               threads);
       }
     }
-    const bool reads_frame = step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
-    if (reads_frame) {
+    if (is_convolution) {
       pool_.give_back(std::move(*frames[step.layer]));
       frames[step.layer].reset();
     }

@@ -102,7 +102,7 @@ def measure_ceilings(
             if device.type == "cuda":
                 gop_s["int8"] = 2e-9 * _MATRIX**3 / _matrix_seconds(device, torch.int8)
             else:
-                for name in ("float32", "int8", "int16"):
+                for name in ("float32", "int8", "int8 tiles", "int16"):
                     peak = _cpu.arithmetic_peak(name, threads)
                     if peak is not None:
                         gop_s[name] = max(gop_s.get(name, 0.0), 2e-9 * peak)

@@ -34,7 +34,8 @@ class Span:
         lane: what it ran in: ``thread 1234``, ``waves``, ``cuda:0``.
         bytes: of inputs, outputs and weights, each once; 0 if unknown.
         operations: arithmetic ones; a product and its addition are two.
-        arithmetic: ``int8``, ``int16``, ``bfloat16`` or ``float32``, if it is one.
+        arithmetic: ``int8``, ``int8 tiles`` (AMX), ``int16``, ``bfloat16`` or ``float32``, if
+            it is one.
         layer: that it belongs to, if it belongs to one.
         number: of the wave, or the layer of a network without names; -1: none.
     """

@@ -100,12 +100,14 @@ def test_peaks_of_registers(level):
     _cpu.set_simd_level(level)
     try:
         peaks = [_cpu.arithmetic_peak(name) for name in ("float32", "int8", "int16")]
+        tiles = _cpu.arithmetic_peak("int8 tiles")
     finally:
         _cpu.set_simd_level(before)
-    if level in ("avx2", "avx512vnni"):
+    if level in ("avx2", "avx512vnni", "amx"):
         assert all(peak > 1e8 for peak in peaks)
     else:
         assert peaks == [None] * 3
+    assert tiles > peaks[1] if level == "amx" else tiles is None
 
 
 def test_machine_names_are_file_names():
