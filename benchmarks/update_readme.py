@@ -8,6 +8,7 @@ python benchmarks/models/lossless.py KODAK --json benchmarks/results/lossless.js
 python benchmarks/context/wave_network.py --json benchmarks/results/wave_network.json
 python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json
 python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json ...
+python benchmarks/models/precision.py KODAK --json benchmarks/results/precision.json
 python benchmarks/roofline.py --json benchmarks/results/roofline.json
 python benchmarks/profiling/overhead.py --json benchmarks/results/profiler_overhead.json
 python benchmarks/plots.py
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 MEASURED, END_OF_MEASURED = "<!-- measured -->", "<!-- end of measured -->"
+CALLS = ("encode", "decode")
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
 
 
@@ -174,6 +176,29 @@ def compressai_lines(report: dict) -> list[str]:
     return table(header, rows)
 
 
+def precision_lines(report: dict) -> list[str]:
+    """Loss, weights and times of a precision; on the fastest SIMD level, and integers below it."""
+    sizes, rates, times = report["bytes"], report["rate_distortion"], report["times_ms"]
+    fp32 = next(t for name, t in times.items() if name.startswith("fp32 "))
+    rows = []
+    for name, found in times.items():
+        precision, level = name.split()
+        rate = rates.get(precision)
+        share = sizes.get(f"{precision}_of_fp32")
+        rows.append(
+            [
+                f"`{precision}`, {level}",
+                "" if rate is None else f"{rate['bd_rate_percent']:+.2f} %",
+                "1" if precision == "fp32" else "" if share is None else f"{share:.3f}",
+                f"{found['encode']:.1f}",
+                f"{found['decode']:.1f}",
+                f"{sum(map(fp32.get, CALLS)) / sum(map(found.get, CALLS)):.2f} x",
+            ]
+        )
+    header = ["`--precision`", "BD-rate", "weights", "encode, ms", "decode, ms", "faster"]
+    return table(header, rows)
+
+
 def roofline_lines(report: dict) -> list[str]:
     ceilings, machine = report["ceilings"], report["machine"]
     peaks = ", ".join(f"{name} {value:.0f} GOP/s" for name, value in ceilings["gop_s"].items())
@@ -268,6 +293,7 @@ def main() -> None:
     lossless = json.loads((RESULTS / "lossless.json").read_text())
     waves = json.loads((RESULTS / "wave_network.json").read_text())
     sphere = json.loads((RESULTS / "sphere.json").read_text())
+    precision = json.loads((RESULTS / "precision.json").read_text())
     compressai = json.loads((RESULTS / "compressai.json").read_text())
     pictures, held_out = len(sphere["pictures"]), len(sphere["held_out"])
     low, high = summary["psnr_range"]
@@ -300,9 +326,8 @@ def main() -> None:
         "",
         *lossless_lines(lossless),
         "",
-        "What waves are worth (`python benchmarks/context/wave_network.py`, on the AMD EPYC again;",
-        "the networks of the lossless codec with random weights, rANS included; `tcae-fast`",
-        "before it got its last block, with 49 of now 54 thousand products a pixel):",
+        "What waves are worth (`python benchmarks/context/wave_network.py`, on the same processor;",
+        "the networks of the lossless codec with random weights, rANS included):",
         "",
         *wave_lines(waves),
         "",
@@ -311,6 +336,13 @@ def main() -> None:
         "means (`python benchmarks/models/sphere.py ERP --json ...`):",
         "",
         *sphere_lines(sphere),
+        "",
+        "The photo codec's transforms in integers against float32: BD-rate on Kodak from real",
+        "files, bytes of weights (four a number in float32), 768x512 at quality 50, least of some",
+        f"rounds, {precision['threads']} threads of an Intel Xeon (Sapphire Rapids; `python",
+        "benchmarks/models/precision.py KODAK`):",
+        "",
+        *precision_lines(precision),
         "",
         "CompressAI's models through `accelerate` ([docs/integrations.md](docs/integrations.md)),",
         f"768x512, architectures of quality 3 with random weights, {compressai['threads']} threads",

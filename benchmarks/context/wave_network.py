@@ -40,6 +40,7 @@ from pycodec.models.lossless_network import PLANES, SIZES, LosslessConfig, Lossl
 
 TABLES = TableSet([[4096 - f, f] for f in range(64, 4096, 64)], [0] * 63)
 ORDERS = ("slope", "zigzag", "plane")
+LEVELS = ("scalar", "avx2", "avx512vnni")  # of the engine's kernels, the best last
 SINGLE_SIZE = 128, 192  # of the picture that is decoded symbol by symbol
 FRAMEWORK_SYMBOLS = 200
 
@@ -240,7 +241,7 @@ def plot(results: list[Result], path: Path) -> None:
     colours = dict(zip(ORDERS, ("#c1121f", "#f4a261", "#1d4e89"), strict=True))
     names = [name for name in SIZES if any(r.network == name for r in results)]
     figure = Figure(figsize=(6.5 * len(names), 5), layout="constrained")
-    best = _cpu.supported_simd_levels()[-1]
+    best = [x for x in LEVELS if any(r.simd_level == x for r in results)][-1]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         lines: dict[tuple, list[Result]] = {}
         for r in results:
@@ -284,7 +285,7 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     sizes = ["192x128", "384x256", "768x512", "1536x1024"]
-    levels = _cpu.supported_simd_levels()
+    levels = [x for x in LEVELS if x in _cpu.supported_simd_levels()]
     parser.add_argument("--sizes", nargs="*", type=size, default=[size(s) for s in sizes])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
