@@ -273,7 +273,8 @@ def test_options_reach_the_codec(image, stand_in_codec):
     first, second = stand_in_codec.calls
     assert first["quality"] == 50
     given = {"quality": 12.5, "model": None, "device": "cpu", "threads": 3, "tile": 256}
-    assert second == given | {"projection": "auto"}
+    rest = {"projection": "auto", "precision": None, "exact_pixels": False}
+    assert second == given | rest
 
 
 def test_decoder_settings(path, monkeypatch, stand_in_codec):
