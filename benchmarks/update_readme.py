@@ -228,7 +228,7 @@ def roofline_lines(report: dict) -> list[str]:
     lines = [
         f"One thread of an {machine['processor']} (`{machine['simd_level']}`), whose ceilings are",
         f"a copy of {ceilings['copy_gb_s']:.1f} GB/s and {peaks}",
-        "(`python benchmarks/roofline.py`; the best of several runs on a shared machine):",
+        "(`python benchmarks/roofline.py`; one run, nothing else running):",
         "",
         "![The kernels under their roofs](images/roofline.png)",
         "",
