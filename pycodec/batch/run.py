@@ -129,10 +129,16 @@ def _absolute(job: Job) -> Job:
 def _fingerprint(job: Job) -> str | None:
     """Of the job's model; loading it tells at once if it cannot be used."""
     from pycodec import api
+    from pycodec.models.model_folder import WEIGHTS, read_description
+    from pycodec.models.zoo import DEFAULT_SPHERE_MODEL
 
     if job.command == "decode":
         return None if job.model is None else api.load_model(job.model).fingerprint.hex()
-    return api.encoding_model(job.model, job.lossless, None).fingerprint.hex()
+    fingerprint = api.encoding_model(job.model, job.lossless, None).fingerprint.hex()
+    if job.model is None and not job.lossless:
+        # Pictures that their metadata calls panoramas are coded with a model of their own.
+        fingerprint += read_description(WEIGHTS / DEFAULT_SPHERE_MODEL)["sha256"][:16]
+    return fingerprint
 
 
 def _list(job: Job, source: Folder, failed: dict[str, str]) -> list[FileInfo]:

@@ -19,6 +19,7 @@ from pycodec import CodecError, InputError
 from pycodec.batch import Job, run, run_batch
 from pycodec.batch.work import Outcome, Worker
 from pycodec.coding.container import peek
+from pycodec.models import model_folder
 from pycodec.storage import TEMPORARY, LocalFolder
 
 NAMES = ["one.png", "two.jpg", "nested/three.png", "nested/deep/four.PNG", "nested/deep/one.png"]
@@ -361,3 +362,11 @@ def test_urls(source, tmp_path):
     for path, data in results(tmp_path / "out").items():
         assert fs.cat_file(f"{root}/out/{path}") == data
     assert run_batch(Job("decode", f"{top}/out", str(tmp_path / "back"))).done == 5
+
+
+def test_new_weights_for_the_sphere_are_other_options(monkeypatch):
+    before, named = (run._fingerprint(Job("encode", "a", "b", model=m)) for m in (None, "photo"))
+    monkeypatch.setattr(model_folder, "read_description", lambda folder: {"sha256": "0" * 64})
+    after = run._fingerprint(Job("encode", "a", "b"))
+    assert after != before and after[:16] == before[:16] == named
+    assert run._fingerprint(Job("encode", "a", "b", model="photo")) == named
