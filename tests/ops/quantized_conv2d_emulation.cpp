@@ -1,19 +1,27 @@
-// The integer convolution's kernel on the host: the very code that the GPU runs, by blocks of
-// emulated threads. With csrc/bindings/cuda_quantized_conv2d.cpp it makes a module with this
-// function of pycodec._cuda, which takes addresses of host memory instead.
+// The integer convolution's kernels on the host: the very code that the GPU runs, by blocks of
+// emulated threads and warps. With csrc/bindings/cuda_quantized_conv2d.cpp it makes a module with
+// this function of pycodec._cuda, which takes addresses of host memory instead.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
+#include <string>
 
 #include "bindings/cuda_module.hpp"
 #include "cuda/quantized_conv2d.hpp"
+#include "cuda/quantized_conv2d_mma.hpp"
 #include "cuda/quantized_conv2d_tile.hpp"
 #include "host_block.hpp"
+#include "host_warps.hpp"
 
 namespace pycodec::cuda {
+namespace {
 
-void quantized_conv2d(const QuantizedConv2dArguments& a, void*) {
+int processors = 132;
+bool has_mma = true;
+
+void run_dp4a(const QuantizedConv2dArguments& a) {
   using HostBlock = EmulatedBlock<kConvThreads>;
   const std::int64_t positions = a.batch * a.out_height() * a.out_width();
   dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
@@ -24,6 +32,33 @@ void quantized_conv2d(const QuantizedConv2dArguments& a, void*) {
       }
     }
   });
+}
+
+void run_mma(const QuantizedConv2dArguments& a, ConvKernel kernel) {
+  dispatch_mma_tile(kernel, [&](auto tile) {
+    using Tile = decltype(tile);
+    using HostBlock = EmulatedWarps<Tile::kThreads>;
+    dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
+      using Types = MmaTypes<is_signed(), x_planes(), weight_bits()>;
+      const auto shared = std::make_unique<MmaShared<Tile>>();
+      for (std::int64_t block = 0; block < mma_blocks<Tile>(a); ++block) {
+        std::memset(shared.get(), 0x5A, sizeof(MmaShared<Tile>));
+        quantized_conv2d_mma_block<HostBlock, Types, Tile>(a, static_cast<std::uint32_t>(block),
+                                                           *shared);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kernel, void*) {
+  const ConvKernel chosen = choose_kernel(a, kernel, has_mma, processors);
+  if (chosen == ConvKernel::kDp4a) {
+    run_dp4a(a);
+  } else {
+    run_mma(a, chosen);
+  }
 }
 
 }  // namespace pycodec::cuda

@@ -19,6 +19,7 @@ from pycodec import _cpu
 from pycodec.errors import InputError
 from pycodec.ops import QuantizedConv2d, backends, quantized_conv2d
 from pycodec.ops.quantized_conv2d import (
+    CUDA_KERNELS,
     INPUT_DTYPES,
     MAX_WEIGHT,
     OUTPUT_DTYPES,
@@ -327,12 +328,8 @@ def emulation(tmp_path_factory):
     return build(source, "cuda_quantized_conv2d.cpp", tmp_path_factory.mktemp("emulation"))
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-@given(case=cases(max_side=9, max_channels=140))
-@settings(max_examples=60)
-def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case):
-    arguments, options = case
-    emulation.set_backwards(backwards)
+def run_emulated(emulation, arguments, options, kernel=None):
+    """What the cuda backend gives with its kernels on the host."""
 
     def launch(name, device, **arguments):
         getattr(emulation, name)(**arguments, stream=0)
@@ -341,19 +338,30 @@ def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case):
         patch.setattr(module, "launch_cuda", launch)
         patch.setattr(module, "_DEVICE_TYPE", "cpu")
         patch.setattr(backends, "cuda_kernels", lambda: emulation)
-        actual = quantized_conv2d(*arguments, **options, backend="cuda")
+        return quantized_conv2d(*arguments, **options, backend="cuda", kernel=kernel)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@given(case=cases(max_side=9, max_channels=140), kernel=st.sampled_from(CUDA_KERNELS))
+@settings(max_examples=120, deadline=None)
+def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case, kernel):
+    arguments, options = case
+    emulation.set_backwards(backwards)
+    actual = run_emulated(emulation, arguments, options, kernel)
     assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("backend", ["triton", "cuda", *CUDA_KERNELS])
 @given(cases(max_side=40, max_channels=140))
 @settings(max_examples=100, deadline=None)
 def test_gpu_equals_reference(backend, case):
     arguments, options = case
     *tensors, shift = arguments
     on_gpu = [t.cuda() for t in tensors]
-    actual = quantized_conv2d(*on_gpu, shift, **options, backend=backend).cpu()
+    extras = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    chosen = {"backend": "cuda", "kernel": backend} if backend in CUDA_KERNELS else {}
+    actual = quantized_conv2d(*on_gpu, shift, **extras, **(chosen or {"backend": backend})).cpu()
     assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
 
 
