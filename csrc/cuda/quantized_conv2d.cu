@@ -44,7 +44,7 @@ void launch_dp4a(const QuantizedConv2dArguments& a, std::int64_t positions, cuda
 }
 
 template <class Types, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Types::kWide ? Tile::kWideBlocks : Tile::kBlocks)
     quantized_conv2d_mma_kernel(QuantizedConv2dArguments a) {
   extern __shared__ Chunk memory[];
   quantized_conv2d_mma_block<DeviceWarps, Types, Tile>(a, blockIdx.x,
@@ -52,17 +52,14 @@ __global__ void __launch_bounds__(Tile::kThreads)
 }
 
 void launch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, cudaStream_t stream) {
-  dispatch_mma_tile(kernel, [&](auto tile) {
+  dispatch_mma(a, kernel, [&](auto tile, auto types) {
     using Tile = decltype(tile);
     constexpr int kShared = static_cast<int>(sizeof(MmaShared<Tile>));
     const unsigned grid = checked_grid(mma_blocks<Tile>(a));
-    dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
-      using Types = MmaTypes<is_signed(), x_planes(), weight_bits()>;
-      const auto function = quantized_conv2d_mma_kernel<Types, Tile>;
-      // Beyond 48 KiB a kernel has to ask.
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
-      function<<<grid, Tile::kThreads, kShared, stream>>>(a);
-    });
+    const auto function = quantized_conv2d_mma_kernel<decltype(types), Tile>;
+    // Beyond 48 KiB a kernel has to ask.
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+    function<<<grid, Tile::kThreads, kShared, stream>>>(a);
   });
 }
 

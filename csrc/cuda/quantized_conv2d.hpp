@@ -47,13 +47,14 @@ enum class ConvKernel { kDp4a, kMma128x96, kMma128x64, kMma64x32 };
 struct ConvTileSize {
   ConvKernel kernel;
   int positions, outputs;
+  bool wide;    // also for inputs or weights of 16 bits
   double cost;  // of an output, relative: smaller tiles read more for each product
 };
 
 constexpr ConvTileSize kConvMmaTiles[] = {
-    {ConvKernel::kMma128x96, 128, 96, 1.0},
-    {ConvKernel::kMma128x64, 128, 64, 1.08},
-    {ConvKernel::kMma64x32, 64, 32, 1.6},
+    {ConvKernel::kMma128x96, 128, 96, false, 1.0},
+    {ConvKernel::kMma128x64, 128, 64, true, 1.08},
+    {ConvKernel::kMma64x32, 64, 32, true, 1.6},
 };
 
 // With fewer channels than these most of a tensor core's products are by zeros.
@@ -73,6 +74,7 @@ inline ConvKernel choose_mma_tile(const QuantizedConv2dArguments& a, int process
   double least = std::numeric_limits<double>::infinity();
   ConvKernel best = ConvKernel::kDp4a;
   for (const ConvTileSize& tile : kConvMmaTiles) {
+    if (!tile.wide && (a.x_bytes == 2 || a.weight_bits == 16)) continue;
     const std::int64_t blocks = ((positions + tile.positions - 1) / tile.positions) *
                                 ((a.out_channels + tile.outputs - 1) / tile.outputs);
     const std::int64_t rounds = (blocks + processors - 1) / processors;

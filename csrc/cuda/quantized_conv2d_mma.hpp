@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "cuda/block.hpp"
 #include "cuda/mma.hpp"
@@ -31,9 +32,14 @@ constexpr int kMmaAhead = 4;    // rows whose residuals are loaded at once
 constexpr int kMmaGroup = 4;    // output channels that a thread writes at once
 constexpr int kMmaOutside = -(1 << 30);
 
-// kPositions x kOutputs outputs a block, kWarpPositions x kWarpOutputs of them a warp.
-template <int kPositions_, int kOutputs_, int kWarpPositions_, int kWarpOutputs_>
+// kPositions x kOutputs outputs a block, kWarpPositions x kWarpOutputs of them a warp. kBlocks on a
+// multiprocessor have to find their registers, kWideBlocks of types that need more; 0: no such
+// type.
+template <int kPositions_, int kOutputs_, int kWarpPositions_, int kWarpOutputs_, int kBlocks_,
+          int kWideBlocks_>
 struct MmaTile {
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kWideBlocks = kWideBlocks_;
   static constexpr int kPositions = kPositions_;
   static constexpr int kOutputs = kOutputs_;
   static constexpr int kWarpPositions = kWarpPositions_;
@@ -195,11 +201,11 @@ PYCODEC_HOST_DEVICE inline Chunk load_outside(const std::int16_t* zero_point, in
   return chunk;
 }
 
+// What a thread holds of a warp's inputs, and of the weights of 16 outputs.
 template <class Types, class Tile>
-struct MmaFragments {
-  std::uint32_t x[Types::kXPlanes][Tile::kAlong][4];
-  std::uint32_t weight[Types::kWeightPlanes][Tile::kAcross][2];
-};
+using MmaInputs = std::uint32_t[Types::kXPlanes][Tile::kAlong][4];
+template <class Types>
+using MmaWeights = std::uint32_t[Types::kWeightPlanes][2][2];
 
 // The planes of 32 values of 16 bits; those of one plane are low bytes.
 template <int kPlanes>
@@ -208,11 +214,10 @@ PYCODEC_HOST_DEVICE inline std::uint32_t pick_plane(std::uint32_t first, std::ui
   return pick_bytes(first, second, plane == kPlanes - 1 ? 0x6420 : 0x7531);
 }
 
-// The fragments of step `step` of a stage.
-template <class Block, class Types, class Tile, class Fragments>
-PYCODEC_DEVICE void load_fragments(const Chunk (&x)[Tile::kPositions][kMmaChunks],
-                                   const Chunk (&weight)[Tile::kOutputs][kMmaChunks], int step,
-                                   Fragments& fragments) {
+// The inputs at step `step` of a stage.
+template <class Block, class Types, class Tile, class Inputs>
+PYCODEC_DEVICE void load_input_fragments(const Chunk (&x)[Tile::kPositions][kMmaChunks], int step,
+                                         Inputs& inputs) {
   PYCODEC_UNROLL
   for (int i = 0; i < Tile::kAlong; ++i) {
     // Matrices: the upper and the lower eight rows at one chunk, then both at the next one.
@@ -236,67 +241,70 @@ PYCODEC_DEVICE void load_fragments(const Chunk (&x)[Tile::kPositions][kMmaChunks
         for (int plane = 0; plane < Types::kXPlanes; ++plane) {
           PYCODEC_UNROLL
           for (int r = 0; r < 4; ++r) {
-            fragments[thread].x[plane][i][r] = pick_plane<Types::kXPlanes>(
+            inputs[thread][plane][i][r] = pick_plane<Types::kXPlanes>(
                 pairs[thread][r / 2][r % 2], pairs[thread][r / 2][r % 2 + 2], plane);
           }
         }
       });
     } else {
       Block::load_matrices(address(2 * step), [&](int thread) -> std::uint32_t (&)[4] {
-        return fragments[thread].x[0][i];
+        return inputs[thread][0][i];
       });
     }
   }
-  PYCODEC_UNROLL
-  for (int j = 0; j < Tile::kAcross; j += 2) {
-    // Matrices: eight outputs at one chunk and at the next one, then the next eight.
-    const auto address = [&](int first_chunk) {
-      return [&weight, j, first_chunk](int thread) {
-        const int warp = thread / kWarpSize % Tile::kWarpsAcross;
-        const int lane = thread % kWarpSize;
-        const int row = warp * Tile::kWarpOutputs + j * 8 + lane / 16 * 8 + lane % 8;
-        return &weight[row][mma_place(row, first_chunk + lane / 8 % 2)];
-      };
-    };
-    constexpr int kLoads = Types::kWide ? 2 : 1;
-    typename Block::template PerThread<std::uint32_t[kLoads][4]> pairs;
-    PYCODEC_UNROLL
-    for (int half = 0; half < kLoads; ++half) {
-      Block::load_matrices(address(2 * (step + half)),
-                           [&](int thread) -> std::uint32_t (&)[4] { return pairs[thread][half]; });
-    }
-    Block::each([&](int thread) {
-      PYCODEC_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        if constexpr (Types::kWide) {
-          PYCODEC_UNROLL
-          for (int plane = 0; plane < Types::kWeightPlanes; ++plane) {
-            fragments[thread].weight[plane][j + r / 2][r % 2] = pick_plane<Types::kWeightPlanes>(
-                pairs[thread][r % 2][r / 2 * 2], pairs[thread][r % 2][r / 2 * 2 + 1], plane);
-          }
-        } else {
-          fragments[thread].weight[0][j + r / 2][r % 2] = pairs[thread][0][r];
-        }
-      }
-    });
-  }
 }
 
-// Adds one product of 16 x 32 inputs by 32 x 8 weights to its sums.
-template <class Block, class Types, class Sums, class Fragments>
-PYCODEC_DEVICE void multiply_planes(int i, int j, Sums& sums, Fragments& fragments) {
+// The weights of a warp's outputs 8 j to 8 j + 15 at that step.
+template <class Block, class Types, class Tile, class Weights>
+PYCODEC_DEVICE void load_weight_fragments(const Chunk (&weight)[Tile::kOutputs][kMmaChunks],
+                                          int step, int j, Weights& weights) {
+  // Matrices: eight outputs at one chunk and at the next one, then the next eight.
+  const auto address = [&](int first_chunk) {
+    return [&weight, j, first_chunk](int thread) {
+      const int warp = thread / kWarpSize % Tile::kWarpsAcross;
+      const int lane = thread % kWarpSize;
+      const int row = warp * Tile::kWarpOutputs + j * 8 + lane / 16 * 8 + lane % 8;
+      return &weight[row][mma_place(row, first_chunk + lane / 8 % 2)];
+    };
+  };
+  constexpr int kLoads = Types::kWide ? 2 : 1;
+  typename Block::template PerThread<std::uint32_t[kLoads][4]> pairs;
+  PYCODEC_UNROLL
+  for (int half = 0; half < kLoads; ++half) {
+    Block::load_matrices(address(2 * (step + half)),
+                         [&](int thread) -> std::uint32_t (&)[4] { return pairs[thread][half]; });
+  }
+  Block::each([&](int thread) {
+    PYCODEC_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      if constexpr (Types::kWide) {
+        PYCODEC_UNROLL
+        for (int plane = 0; plane < Types::kWeightPlanes; ++plane) {
+          weights[thread][plane][r / 2][r % 2] = pick_plane<Types::kWeightPlanes>(
+              pairs[thread][r % 2][r / 2 * 2], pairs[thread][r % 2][r / 2 * 2 + 1], plane);
+        }
+      } else {
+        weights[thread][0][r / 2][r % 2] = pairs[thread][0][r];
+      }
+    }
+  });
+}
+
+// Adds a product of 16 x 32 inputs (number i of them) by 32 x 8 weights to its sums.
+template <class Block, class Types, class Sums, class Inputs, class Weights>
+PYCODEC_DEVICE void multiply_planes(int i, int j, Sums& sums, Inputs& inputs, Weights& weights) {
   constexpr int kXPlanes = Types::kXPlanes, kWeightPlanes = Types::kWeightPlanes;
   constexpr bool kLowSigned = kXPlanes == 1 && Types::kSigned;  // of the last plane of x
   constexpr bool kWeightSigned = kWeightPlanes == 1;            // of the last plane of weights
   const auto sum = [&](int thread) -> std::int32_t (&)[4] { return sums[thread][i][j]; };
   const auto x = [&](int plane) {
-    return [&fragments, plane, i](int thread) -> const std::uint32_t (&)[4] {
-      return fragments[thread].x[plane][i];
+    return [&inputs, plane, i](int thread) -> const std::uint32_t (&)[4] {
+      return inputs[thread][plane][i];
     };
   };
   const auto weight = [&](int plane) {
-    return [&fragments, plane, j](int thread) -> const std::uint32_t (&)[2] {
-      return fragments[thread].weight[plane][j];
+    return [&weights, plane, j](int thread) -> const std::uint32_t (&)[2] {
+      return weights[thread][plane][j % 2];
     };
   };
   if constexpr (Types::kWide) {
@@ -575,14 +583,18 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
     const int slot = stage % kMmaStages;
     PYCODEC_UNROLL
     for (int step = 0; step < Types::kSteps; ++step) {
-      typename Block::template PerThread<MmaFragments<Types, Tile>> fragments;
-      load_fragments<Block, Types, Tile>(shared.stages.x[slot], shared.stages.weight[slot], step,
-                                         fragments);
+      typename Block::template PerThread<MmaInputs<Types, Tile>> inputs;
+      load_input_fragments<Block, Types, Tile>(shared.stages.x[slot], step, inputs);
       PYCODEC_UNROLL
-      for (int i = 0; i < Tile::kAlong; ++i) {
+      for (int first = 0; first < Tile::kAcross; first += 2) {
+        typename Block::template PerThread<MmaWeights<Types>> weights;
+        load_weight_fragments<Block, Types, Tile>(shared.stages.weight[slot], step, first, weights);
         PYCODEC_UNROLL
-        for (int j = 0; j < Tile::kAcross; ++j) {
-          multiply_planes<Block, Types>(i, j, sums, fragments);
+        for (int j = first; j < first + 2; ++j) {
+          PYCODEC_UNROLL
+          for (int i = 0; i < Tile::kAlong; ++i) {
+            multiply_planes<Block, Types>(i, j, sums, inputs, weights);
+          }
         }
       }
     }
@@ -612,16 +624,27 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
   store_sums<Block, Tile>(a, positions, first_position, first_out, shared.sums);
 }
 
-// Calls run(tile) with an MmaTile for a kernel that is not kDp4a.
+// Calls run(tile, types) with an MmaTile for a kernel that is not kDp4a, and MmaTypes.
 template <class Run>
-void dispatch_mma_tile(ConvKernel kernel, const Run& run) {
+void dispatch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, const Run& run) {
+  const auto with_tile = [&](auto tile) {
+    using Tile = decltype(tile);
+    dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
+      using Types = MmaTypes<is_signed(), x_planes(), weight_bits()>;
+      if constexpr (!Types::kWide || Tile::kWideBlocks > 0) {
+        run(Tile(), Types());
+      } else {
+        throw std::runtime_error("quantized_conv2d: this kernel is not for 16 bits");
+      }
+    });
+  };
   switch (kernel) {
     case ConvKernel::kMma128x96:
-      return run(MmaTile<128, 96, 64, 48>());
+      return with_tile(MmaTile<128, 96, 64, 48, 3, 0>());
     case ConvKernel::kMma128x64:
-      return run(MmaTile<128, 64, 64, 32>());
+      return with_tile(MmaTile<128, 64, 64, 32, 3, 2>());
     default:
-      return run(MmaTile<64, 32, 32, 16>());
+      return with_tile(MmaTile<64, 32, 32, 16, 6, 6>());
   }
 }
 

@@ -134,7 +134,8 @@ def quantized_conv2d(
     if kernel is not None:
         _require(backend == "cuda", "kernel is an option of the cuda backend")
         _require(
-            kernel in CUDA_KERNELS, f"unknown kernel {kernel!r}; there are {', '.join(CUDA_KERNELS)}"
+            kernel in CUDA_KERNELS,
+            f"unknown kernel {kernel!r}; there are {', '.join(CUDA_KERNELS)}",
         )
     if backend is None:
         return torch.ops.pycodec.quantized_conv2d(

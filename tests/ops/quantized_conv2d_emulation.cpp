@@ -35,18 +35,14 @@ void run_dp4a(const QuantizedConv2dArguments& a) {
 }
 
 void run_mma(const QuantizedConv2dArguments& a, ConvKernel kernel) {
-  dispatch_mma_tile(kernel, [&](auto tile) {
+  dispatch_mma(a, kernel, [&](auto tile, auto types) {
     using Tile = decltype(tile);
-    using HostBlock = EmulatedWarps<Tile::kThreads>;
-    dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
-      using Types = MmaTypes<is_signed(), x_planes(), weight_bits()>;
-      const auto shared = std::make_unique<MmaShared<Tile>>();
-      for (std::int64_t block = 0; block < mma_blocks<Tile>(a); ++block) {
-        std::memset(shared.get(), 0x5A, sizeof(MmaShared<Tile>));
-        quantized_conv2d_mma_block<HostBlock, Types, Tile>(a, static_cast<std::uint32_t>(block),
-                                                           *shared);
-      }
-    });
+    const auto shared = std::make_unique<MmaShared<Tile>>();
+    for (std::int64_t block = 0; block < mma_blocks<Tile>(a); ++block) {
+      std::memset(shared.get(), 0x5A, sizeof(MmaShared<Tile>));
+      quantized_conv2d_mma_block<EmulatedWarps<Tile::kThreads>, decltype(types), Tile>(
+          a, static_cast<std::uint32_t>(block), *shared);
+    }
   });
 }
 
