@@ -18,8 +18,7 @@
 namespace pycodec::cuda {
 namespace {
 
-int processors = 132;
-bool has_mma = true;
+constexpr int kProcessors = 132;  // of the GPU that the tests choose kernels for
 
 void run_dp4a(const QuantizedConv2dArguments& a) {
   using HostBlock = EmulatedBlock<kConvThreads>;
@@ -49,7 +48,7 @@ void run_mma(const QuantizedConv2dArguments& a, ConvKernel kernel) {
 }  // namespace
 
 void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kernel, void*) {
-  const ConvKernel chosen = choose_kernel(a, kernel, has_mma, processors);
+  const ConvKernel chosen = choose_kernel(a, kernel, true, kProcessors);
   if (chosen == ConvKernel::kDp4a) {
     run_dp4a(a);
   } else {
@@ -59,7 +58,38 @@ void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kern
 
 }  // namespace pycodec::cuda
 
+namespace {
+
+std::string choose_kernel(std::int64_t height, std::int64_t width, int in_channels,
+                          int out_channels, int stride, int x_bytes, int weight_bits, bool has_mma,
+                          int processors, const std::string& name) {
+  pycodec::cuda::QuantizedConv2dArguments a = {};
+  a.batch = 1;
+  a.height = height;
+  a.width = width;
+  a.in_channels = in_channels;
+  a.out_channels = out_channels;
+  a.kernel_height = a.kernel_width = 3;
+  a.stride = stride;
+  a.x_bytes = x_bytes;
+  a.weight_bits = weight_bits;
+  const pycodec::cuda::ConvKernel kernel =
+      pycodec::cuda::choose_kernel(a, name, has_mma, processors);
+  for (const auto& tile : pycodec::cuda::kConvMmaTiles) {
+    if (tile.kernel == kernel) {
+      return "mma" + std::to_string(tile.positions) + "x" + std::to_string(tile.outputs);
+    }
+  }
+  return "dp4a";
+}
+
+}  // namespace
+
 PYBIND11_MODULE(quantized_conv2d_emulation, m) {
+  namespace py = pybind11;
+  m.def("choose_kernel", &choose_kernel, py::kw_only(), py::arg("height"), py::arg("width"),
+        py::arg("in_channels"), py::arg("out_channels"), py::arg("stride"), py::arg("x_bytes"),
+        py::arg("weight_bits"), py::arg("has_mma"), py::arg("processors"), py::arg("name"));
   bind_cuda_quantized_conv2d(m);
   m.def("set_backwards", [](bool value) { pycodec::cuda::backwards = value; });
 }
