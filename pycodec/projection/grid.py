@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -199,16 +198,9 @@ class GridBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GridBatch:
         """The same on a device."""
-        return self._with(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> GridBatch:
-        """The same in pinned memory."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, function: Any) -> GridBatch:
         result = GridBatch(self.grids, self.backend)
         for name in ("_widths", "_indices", "_weights"):
-            setattr(result, name, function(getattr(self, name)))
+            setattr(result, name, getattr(self, name).to(device, non_blocking=non_blocking))
         result._places = dict(self._places)
         return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +99,28 @@ class PieceBatch:
     piece: Tensor
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], backend: str = TABLES) -> PieceBatch:
-        """Join pieces; ``backend`` pads them, see ``GridBatch``."""
+    def of(
+        cls, pieces: Sequence[Piece], backend: str = TABLES, dtype: torch.dtype = torch.float32
+    ) -> PieceBatch:
+        """Join pieces.
+
+        Args:
+            pieces: of any widths and numbers of tiles.
+            backend: what pads them, see ``GridBatch``.
+            dtype: of the pixels; with float16 they are up to an eighth of a grey level off.
+        """
         grid = GridBatch([p.grid for p in pieces], backend)
         if backend == TABLES:
             grid.prepare(PADDINGS)
         else:
             grid.prepare([padding for padding in PADDINGS if padding[2]])
-        x = pieces[0].x.new_zeros(grid.tiles, 3, UNIT, UNIT * grid.columns)
+        shape = grid.tiles, 3, UNIT, UNIT * grid.columns
+        x = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last).zero_()
         parts = x.split([p.grid.tiles for p in pieces])
         for part, p in zip(parts, pieces, strict=True):
             part[..., : p.x.shape[3]] = p.x
         return cls(
-            x.contiguous(memory_format=torch.channels_last),
+            x,
             grid,
             torch.tensor([float(p.quality_code) for p in pieces]),
             torch.tensor([q for p in pieces for q in p.qualities]) / 100,
@@ -128,14 +137,6 @@ class PieceBatch:
         }
         x = self.x.to(device, non_blocking=True).float()
         return PieceBatch(x=x.contiguous(memory_format=torch.channels_last), **moved)
-
-    def half(self) -> PieceBatch:
-        """The same with pixels of 16 bits, which are an eighth of a step of 8 at most off."""
-        return replace(self, x=self.x.half())
-
-    def pin_memory(self) -> PieceBatch:
-        """The same in pinned memory."""
-        return PieceBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
 
 
 class PieceSampler:
@@ -167,7 +168,7 @@ class PieceSampler:
             raise InputError(f"crops of a sphere are multiples of {UNIT} pixels, not {crop}")
         self.crop, self.random = crop, np.random.default_rng(seed)
         self.panoramas = _read_large(panoramas, crop, crop + FADE)
-        self.photos = _read_large(photos, math.ceil((crop + FADE) / 0.85))
+        self.photos = _read_large(photos, math.ceil(crop / 0.85))
         if not self.panoramas and not self.photos:
             raise InputError(f"no training picture is large enough for pieces of {crop} pixels")
         self.share = panorama_share if self.photos else 1.0
@@ -210,14 +211,18 @@ class PieceSampler:
         return cut_piece(x, quality_code, first, total)
 
     def photo(self, quality_code: int) -> Piece:
-        """A part of a photograph, as if it were one of a panorama of 4 to 32 tiles."""
+        """A part of a photograph, as if it were one of a panorama of 4 to 32 tiles.
+
+        At 0.6 to 0.85 of its size, or at what its width asks for: up to 0.96.
+        """
         picture = self.photos[self.random.choice(len(self.photos), p=self.weights)]
         count = self.crop // UNIT
         total = int(self.random.integers(count, max(count, 32) + 1))
         first = int(self.random.integers(total - count + 1))
         stretch = max(MIN_COSINE, math.sin(math.pi * (first + count / 2) / total))
-        low = max(0.6, (self.crop + FADE) / min(picture.size))
-        scale = math.exp(self.random.uniform(math.log(low), math.log(0.85)))
+        needed = (self.crop + FADE) * stretch / picture.width
+        low = max(0.6, needed, self.crop / picture.height)
+        scale = math.exp(self.random.uniform(math.log(low), math.log(max(low, 0.85))))
         width, height = (self.crop + FADE) * stretch / scale, self.crop / scale
         left = self.random.uniform(0, picture.width - width)
         top = self.random.uniform(0, picture.height - height)

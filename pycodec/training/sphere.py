@@ -96,7 +96,7 @@ class SphereTrainer(Trainer):
         held_photos: list[Path] = []
         if self._photo_folder is not None:
             self._photos, held_photos = split_pictures(find_pictures(self._photo_folder))
-        self.held_out = []
+        self.held_out = {}
         if held_out or held_photos:
             self.held_out = _validation_batches(
                 held_out, held_photos, self.options.crop, self._padding
@@ -108,7 +108,7 @@ class SphereTrainer(Trainer):
         )
 
     def _sampler(self, seed: int) -> Sampler:
-        return _BatchSampler(self._pieces(seed), self._padding, self.device.type != "cpu")
+        return _BatchSampler(self._pieces(seed), self._padding, self.device)
 
     def _load_weights(self, path: Path) -> None:
         super()._load_weights(path)
@@ -193,20 +193,23 @@ class SphereTrainer(Trainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss, bpp and PSNR (weighted by area) of the held-out pieces, at a few qualities."""
+        """Mean loss, bpp and PSNR (weighted by area) of the held-out pieces, at a few qualities.
+
+        Of pieces of panoramas and of photographs, each by itself; ``validation_loss`` is of both.
+        """
         if not self.held_out:
             return {}
         self.network.eval()
         self._set_observing(False)
         result: dict[str, float] = {}
         losses = []
-        for value in VALIDATION_QUALITIES:
-            batches = [b for b in self.held_out if b.quality_codes[0] == round(100 * value)]
+        for kind, batches in self.held_out.items():
             found = [_floats(self._loss(batch.to(self.device))[1]) for batch in batches]
-            losses += [v["loss"] for v in found]
-            for name in ("bpp", "psnr"):
-                if name in found[0]:
-                    result[f"{name}_q{value:g}"] = float(np.mean([v[name] for v in found]))
+            losses.append([v["loss"] for v in found])
+            result[f"loss_{kind}"] = float(np.mean(losses[-1]))
+            for value, values in zip(VALIDATION_QUALITIES, found, strict=True):
+                for name in {"bpp", "psnr"} & values.keys():
+                    result[f"{name}_{kind}_q{value:g}"] = values[name]
         return {"validation_loss": float(np.mean(losses)), **result}
 
     def export(self, folder: Path, report: Callable[[str], None] = log.info) -> Path:
@@ -239,16 +242,19 @@ def _sphere_error(a: np.ndarray, b: np.ndarray) -> float:
 
 def _validation_batches(
     panoramas: list[Path], photos: list[Path], crop: int, padding: str
-) -> list[PieceBatch]:
-    """A batch of each kind of picture at each quality."""
+) -> dict[str, list[PieceBatch]]:
+    """Of each kind of picture a batch for each of the ``VALIDATION_QUALITIES``."""
     sampler = PieceSampler(panoramas, photos, crop, seed=1)
-    kinds = [sampler.panorama] * bool(sampler.panoramas) + [sampler.photo] * bool(sampler.photos)
+    kinds = {}
+    if sampler.panoramas:
+        kinds["panorama"] = sampler.panorama
+    if sampler.photos:
+        kinds["photo"] = sampler.photo
     codes = [round(100 * value) for value in VALIDATION_QUALITIES]
-    return [
-        PieceBatch.of([kind(code) for _ in range(VALIDATION_PIECES)], padding)
-        for code in codes
-        for kind in kinds
-    ]
+    return {
+        name: [PieceBatch.of([kind(c) for _ in range(VALIDATION_PIECES)], padding) for c in codes]
+        for name, kind in kinds.items()
+    }
 
 
 def default_padding(device: torch.device) -> str:
@@ -262,10 +268,11 @@ def _floats(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 class _BatchSampler:
-    """Joins pieces of a sampler; ``half`` halves what has to travel to a device."""
+    """Joins pieces of a sampler; for other devices than the CPU, half as large."""
 
-    def __init__(self, pieces: PieceSampler, padding: str, half: bool) -> None:
-        self.pieces, self.padding, self.half = pieces, padding, half
+    def __init__(self, pieces: PieceSampler, padding: str, device: torch.device) -> None:
+        self.pieces, self.padding = pieces, padding
+        self.dtype = torch.float32 if device.type == "cpu" else torch.float16
 
     @property
     def random(self) -> np.random.Generator:
@@ -276,5 +283,4 @@ class _BatchSampler:
         self.pieces.random = generator
 
     def batch(self, size: int) -> PieceBatch:
-        batch = PieceBatch.of(self.pieces.batch(size), self.padding)
-        return batch.half() if self.half else batch
+        return PieceBatch.of(self.pieces.batch(size), self.padding, self.dtype)
