@@ -6,13 +6,13 @@ The weights are random, but for factors and biases that give streams of a realis
 time depends on widths and sizes. CompressAI's are the best of ``--rounds``, ours of twice as many.
 
 Rates, with ``--trained ARCH=CHECKPOINT --pictures FOLDER``: bytes and PSNR of both on trained
-weights. ``--reproducibility``: how many scale indexes change, and how many pictures decode wrong,
-when torch adds in another order than at encoding.
+weights, those of ``train_compressai.py`` for example. ``--reproducibility``: how many scale indexes
+change, and how many pictures decode wrong, when torch adds in another order than at encoding.
 
 Peer: ``pip install compressai``; without it there is nothing to compare.
 
     python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json \
-        --reproducibility --trained mbt2018=small.pth.tar --pictures KODAK --calibrate TRAIN
+        --reproducibility --trained mbt2018=runs/mbt2018.pth.tar --pictures KODAK --calibrate TRAIN
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ def trained_model(architecture: str, checkpoint: Path) -> nn.Module:
 def measure_rate(
     architecture: str, checkpoint: Path, pictures: list[Tensor], calibrate: list | None
 ) -> dict:
+    """Bytes, bits per pixel and mean PSNR of both codecs, on the same weights."""
     model = trained_model(architecture, checkpoint)
     totals = {}
     for name, coder in (("compressai", model), ("pycodec", accelerate(model, calibrate))):
@@ -279,6 +280,7 @@ def main() -> None:
     parser.add_argument("--reproducibility", action="store_true")
     parser.add_argument("--trained", action="append", default=[], metavar="ARCH=CHECKPOINT")
     parser.add_argument("--pictures", type=Path, help="folder, for the rates")
+    parser.add_argument("--set", help="a name for these pictures (default: the folder's)")
     parser.add_argument("--count", type=int, default=24, help="of these pictures")
     parser.add_argument("--calibrate", type=Path, help="folder; made pictures if none is named")
     parser.add_argument("--json", type=Path, help="parts that this run leaves out are kept")
@@ -302,9 +304,13 @@ def main() -> None:
         files = sorted(arguments.pictures.iterdir())[: arguments.count]
         pictures = [picture_of(file) for file in files]
         calibrate = arguments.calibrate and read_pictures(arguments.calibrate)
-        kept = [row for row in report.get("rates", []) if row["model"] not in dict(trained)]
-        measured = [measure_rate(a, Path(c), pictures, calibrate) for a, c in trained]
-        report["rates"] = kept + measured
+        name = arguments.set or arguments.pictures.resolve().name
+        measured = [
+            {"set": name, **measure_rate(architecture, Path(checkpoint), pictures, calibrate)}
+            for architecture, checkpoint in trained
+        ]
+        rows = {(row["set"], row["model"]): row for row in report.get("rates", []) + measured}
+        report["rates"] = sorted(rows.values(), key=lambda row: list(WIDTHS).index(row["model"]))
     if arguments.reproducibility:
         x = photograph()
         crops = [
