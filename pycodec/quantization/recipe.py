@@ -6,7 +6,7 @@ grids and rounded weights (``photo.py``). ``simulation.py`` trains on from there
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,25 +94,33 @@ def plan(
         observer = calibration.observers[name]
         grids = plan_transform(name, observer, calibration.streams[name], method=method)
         plans[name] = {}
+        rounding = [bits for bits in widths if rounded is None or bits in rounded]
+        set_weight_scales(module, grids)
+        if rounding:
+            round_weights(name, module, observer, grids, grids.layers.keys() - branches)
         for bits in widths:
             layers = {
-                path: replace(layer, weight_bits=bits if path in branches else layer.weight_bits)
+                path: replace(layer, weight_bits=bits) if path in branches else layer
                 for path, layer in grids.layers.items()
             }
             plans[name][bits] = TransformPlan(layers, grids.streams)
-            set_weight_scales(module, plans[name][bits])
-            if rounded is None or bits in rounded:
-                round_weights(name, module, observer, plans[name][bits])
+            set_weight_scales(module, plans[name][bits], branches)
+            if bits in rounding:
+                round_weights(name, module, observer, plans[name][bits], branches)
     return plans
 
 
 @torch.no_grad()
-def set_weight_scales(transform: nn.Module, transform_plan: TransformPlan) -> None:
-    """Give every layer the weight scales with the least squared error of its weights.
+def set_weight_scales(
+    transform: nn.Module, transform_plan: TransformPlan, layers: Collection[str] | None = None
+) -> None:
+    """Give layers, or all of them, the weight scales with the least squared error of their weights.
 
     They are large enough for the biases, too, which count in their units.
     """
     for name, layer in transform_plan.layers.items():
+        if layers is not None and name not in layers:
+            continue
         convolution = transform.get_submodule(name)
         folded = convolution.weight * layer.input.scale.float().view(1, -1, 1, 1)
         least = convolution.bias.abs() / MAX_BIAS

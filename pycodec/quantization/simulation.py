@@ -346,9 +346,9 @@ class SimulatedTransforms(nn.Module):
         # Tensors, since a CUDA graph reads them anew each time.
         self.register_buffer("temperature", torch.ones(()), persistent=False)
         self.register_buffer("_widths", torch.tensor(WIDTHS).float(), persistent=False)
-        self._branches = [n for transform in TRANSFORMS for n in self.dynamic_layers(transform)]
+        self.branches = [n for transform in TRANSFORMS for n in self.dynamic_layers(transform)]
         for transform in self.selectors:
-            shares = [self._share(name) for name in self.dynamic_layers(transform)]
+            shares = [self.share(name) for name in self.dynamic_layers(transform)]
             self.register_buffer(f"_{transform}_shares", torch.tensor(shares), persistent=False)
 
     def layer(self, name: str) -> LayerQuantizer:
@@ -373,9 +373,7 @@ class SimulatedTransforms(nn.Module):
     def scales(self) -> list[nn.Parameter]:
         """Of weights and grids, and the offsets of these, where they are trained."""
         weights = {id(p) for p in self.weights()}
-        return [
-            p for p in self.quantizers.parameters() if p.requires_grad and id(p) not in weights
-        ]
+        return [p for p in self.quantizers.parameters() if p.requires_grad and id(p) not in weights]
 
     def dynamic_layers(self, transform: str) -> list[str]:
         """Names of the layers whose width its selector chooses, in the order of its choices."""
@@ -412,12 +410,12 @@ class SimulatedTransforms(nn.Module):
                 continue
             for name in self.dynamic_layers(transform):
                 quantizer = self.layer(name)
-                mean = mean + self._share(name) * quantizer.widths[quantizer.active]
+                mean = mean + self.share(name) * quantizer.widths[quantizer.active]
         return mean
 
-    def _share(self, name: str) -> float:
+    def share(self, name: str) -> float:
         """Of a layer, of the multiply-accumulates of all whose width is a choice."""
-        return self.costs[name] / sum(self.costs[n] for n in self._branches)
+        return self.costs[name] / sum(self.costs[n] for n in self.branches)
 
     def _convolution(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         number = self._numbers[layer]
