@@ -34,6 +34,7 @@ from pycodec.quantization.recipe import (
     assemble,
     by_layer,
     calibration_pictures,
+    middle,
     plan,
     start_rounded,
 )
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     network = PhotoNetwork(codec.config)
     load_weights(network, folder)
     network.eval()
-    pictures = [_tensor(picture) for picture in calibration_pictures(args.calibrate, 4)]
+    pictures = [middle(picture) for picture in calibration_pictures(args.calibrate, 4)]
     before = rate_distortion(network, pictures, QUALITIES)
 
     several = args.dynamic or args.mean_bits is not None
@@ -224,14 +225,6 @@ def _write(folder: Path, out: Path, precision: str, tensors: dict[str, Tensor]) 
     load_photo_model(out, precision=precision)  # what does not load is not to be announced
     _say(f"{model_bytes(tensors)} bytes of integers")
     _say(f"wrote {out}; use it with --model {out} --precision {precision}")
-
-
-def _tensor(picture: np.ndarray) -> Tensor:
-    """The middle of a picture, sides multiples of 64 up to 256: float [1, 3, H, W]."""
-    height, width = (min(256, side // 64 * 64) for side in picture.shape[:2])
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    cut = torch.from_numpy(picture[top : top + height, left : left + width].copy())
-    return cut.permute(2, 0, 1)[None].float() / 255
 
 
 def _pixels(picture: Tensor) -> np.ndarray:
