@@ -35,6 +35,8 @@ GPU_TESTS = (
     "tests/coding/test_rans_cuda.py",
     "tests/context/test_wave_network_cuda.py",
     "tests/integrations/test_dataset.py",
+    "tests/quantization/test_simulation.py",
+    "tests/training/test_sphere.py",
 )
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -78,7 +80,7 @@ def steps() -> list[Step]:
         )
     ]
     # What CI runs on the host needs no GPU.
-    on_gpu = (*pytest, "-k", "not host")
+    on_gpu = (*pytest, "-k", "not host and not interpreter")
     found += [Step(f"test-{Path(path).stem[5:]}", (*on_gpu, path), 400) for path in GPU_TESTS]
 
     def script(name: str, path: str, *options: str, seconds: int = 300) -> Step:
