@@ -60,6 +60,7 @@ PSNR_RANGE = 28.0, 40.0
 METRICS = {"ws_psnr": ws_psnr, "viewport_psnr": viewport_psnr}
 QUALITY = 50.0
 """Of the photo codec, where errors are looked at more closely."""
+LOOKED_AT = "photo", "sphere"
 COLUMNS = 32
 """At each side of the border."""
 PLACES = 8
@@ -90,43 +91,41 @@ def curve(codec: TestedCodec, pixels: np.ndarray) -> list[dict[str, float]]:
     return points
 
 
-def where_errors_lie(pixels: np.ndarray) -> dict[str, dict[str, list[float]]]:
-    """Mean squared errors of both codecs, by latitude and around the border."""
-    photo = codec_of("photo").encode(pixels, QUALITY)
-    bpp = 8 * len(photo) / (pixels.shape[0] * pixels.shape[1])
-    sphere = codec_of("sphere")
-    quality = encode_to_bpp(Picture(pixels), bpp, partial(sphere.encode, pixels)).quality
+def where_errors_lie(name: str, pixels: np.ndarray) -> dict[str, Any]:
+    """Mean squared errors of a codec, by latitude and around the border.
+
+    At ``QUALITY`` of the photo codec; at that of the codec for the sphere whose file is as large.
+    """
+    codec, quality = codec_of(name), QUALITY
+    if name == "sphere":
+        photo = codec_of("photo").encode(pixels, QUALITY)
+        bpp = 8 * len(photo) / (pixels.shape[0] * pixels.shape[1])
+        quality = encode_to_bpp(Picture(pixels), bpp, partial(codec.encode, pixels)).quality
     near = np.arange(-COLUMNS, COLUMNS)
     half = pixels.shape[1] // 2
     weights = row_weights(len(pixels))
-    result = {}
-    for name, setting in (("photo", QUALITY), ("sphere", quality)):
-        codec = codec_of(name)
-
-        rows, border, inside = [], [], []
-        for place in range(PLACES):
-            turned = np.roll(pixels, -(place * pixels.shape[1] // PLACES), 1)
-            decoded = codec.decode(codec.encode(turned, setting))
-            error = np.square(decoded.astype(np.float64) - turned).mean(axis=2)
-            rows.append(error.mean(axis=1))
-            columns = np.average(error, axis=0, weights=weights)
-            border.append(columns[near])
-            inside.append(columns[near + half])
-        # What is at the border is in the middle of the picture that is turned by half.
-        inside = np.roll(inside, PLACES // 2, 0)
-        result[name] = {
-            "quality": setting,
-            "latitudes": [
-                round(row.mean(), 3) for row in np.array_split(np.mean(rows, axis=0), LATITUDES)
-            ],
-            "border": np.mean(border, axis=0).round(3).tolist(),
-            "inside": np.mean(inside, axis=0).round(3).tolist(),
-            "places_db": [
-                round(10 * math.log10(eight(a) / eight(b)), 3)
-                for a, b in zip(border, inside, strict=True)
-            ],
-        }
-    return result
+    rows, border, inside = [], [], []
+    for place in range(PLACES):
+        turned = np.roll(pixels, -(place * pixels.shape[1] // PLACES), 1)
+        decoded = codec.decode(codec.encode(turned, quality))
+        error = np.square(decoded.astype(np.float64) - turned).mean(axis=2)
+        rows.append(error.mean(axis=1))
+        columns = np.average(error, axis=0, weights=weights)
+        border.append(columns[near])
+        inside.append(columns[near + half])
+    # What is at the border is in the middle of the picture that is turned by half.
+    inside = np.roll(inside, PLACES // 2, 0)
+    latitudes = np.array_split(np.mean(rows, axis=0), LATITUDES)
+    return {
+        "quality": quality,
+        "latitudes": [round(row.mean(), 3) for row in latitudes],
+        "border": np.mean(border, axis=0).round(3).tolist(),
+        "inside": np.mean(inside, axis=0).round(3).tolist(),
+        "places_db": [
+            round(10 * math.log10(eight(a) / eight(b)), 3)
+            for a, b in zip(border, inside, strict=True)
+        ],
+    }
 
 
 def fastest(work: Callable[[], object]) -> float:
@@ -184,12 +183,15 @@ def missing(
     """What is still to be measured with these models: picture, kind, name, how."""
     for path in paths:
         found = known.setdefault(path.name, {})
-        curves, before = found.setdefault("curves", {}), found.get("models", {})
+        before = found.get("models", {})
+        curves, errors = found.setdefault("curves", {}), found.setdefault("errors", {})
         for name, fingerprint in models.items():
             if before.get(name) != fingerprint:
                 curves.pop(name, None)
-                for kind in ("errors", "times"):
-                    found.pop(kind, None)
+                errors.pop(name, None)
+                if name == "photo":  # by which the other's quality was chosen
+                    errors.pop("sphere", None)
+                found.pop("times", None)
         found["models"] = models
         if with_times:
             yield path, "", "times", times
@@ -197,8 +199,9 @@ def missing(
         for name in (*OURS, *PEERS):
             if name not in found["curves"]:
                 yield path, "curves", name, lambda pixels, name=name: curve(codec_of(name), pixels)
-        if "errors" not in found:
-            yield path, "", "errors", where_errors_lie
+        for name in LOOKED_AT:
+            if name not in errors:
+                yield path, "errors", name, partial(where_errors_lie, name)
 
 
 def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
@@ -233,7 +236,7 @@ def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
             for codec, errors in found["errors"].items()
         }
         for name, found in pictures.items()
-        if "errors" in found
+        if found.get("errors")
     }
     return rates, seams
 
@@ -247,7 +250,7 @@ def plot(pictures: dict[str, dict], path: Path) -> None:
     """Where errors lie, means of the pictures in dB."""
     from matplotlib.figure import Figure
 
-    found = [p["errors"] for p in pictures.values() if "errors" in p]
+    found = [e for p in pictures.values() if set(e := p.get("errors", {})) >= set(LOOKED_AT)]
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     border, latitude = figure.subplots(1, 2)
     styles = {"photo": ("#9d4edd", "photo codec"), "sphere": ("#c1121f", "codec for the sphere")}
