@@ -8,6 +8,7 @@ all results, among them the fastest launch of the wave decoder for each network.
 
     python benchmarks/gpu_campaign.py --out campaign           # until it exits with 0
     python benchmarks/gpu_campaign.py --out campaign --list    # what is done and what is left
+    python benchmarks/gpu_campaign.py --out campaign --only "time-*"   # some of it
 
 Compares kernels with the reference (tests), with cuDNN and torch.compile (benchmarks/ops), and with
 the measured ceilings of the GPU. Nothing needs to be installed beyond ``pip install '.[test]'``.
@@ -21,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ GPU_TESTS = (
     "tests/coding/test_rans_cuda.py",
     "tests/context/test_wave_network_cuda.py",
     "tests/integrations/test_dataset.py",
+    "tests/quantization/test_simulation.py",
+    "tests/training/test_sphere.py",
 )
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -75,30 +79,31 @@ def steps() -> list[Step]:
             needs_building,
         )
     ]
-    found += [Step(f"test-{Path(path).stem[5:]}", (*pytest, path), 400) for path in GPU_TESTS]
+    # What CI runs on the host needs no GPU.
+    on_gpu = (*pytest, "-k", "not host and not interpreter")
+    found += [Step(f"test-{Path(path).stem[5:]}", (*on_gpu, path), 400) for path in GPU_TESTS]
 
     def script(name: str, path: str, *options: str, seconds: int = 300) -> Step:
         return Step(name, ("python", f"benchmarks/{path}", *options, "--json", "{json}"), seconds)
 
+    waves = "context/wave_network_cuda.py"
+    few = ("--sizes", "1920x1080", "--orders", "slope", "plane", "--repeats", "3")
+    codec = (*python, "pycodec", "bench", "--device", "cuda", "--json", "{json}", "--sizes")
     found += [
-        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py"),
-        script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py"),
-        script("time-pseudocylindrical_pad", "ops/pseudocylindrical_pad.py", "--device", "cuda"),
-        script("time-rans", "coding/rans_cuda.py"),
-    ]
-    found += [
+        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=90),
+        script("time-wave_network-768x512", waves, "--sizes", "768x512", seconds=60),
+        script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
         script(
-            f"time-wave_network-{size}",
-            "context/wave_network_cuda.py",
-            "--sizes",
-            size,
-            seconds=480,
-        )
-        for size in ("768x512", "1920x1080")
+            "time-pseudocylindrical_pad",
+            *("ops/pseudocylindrical_pad.py", "--device", "cuda", "--seconds", "0.1"),
+            seconds=40,
+        ),
+        script("time-rans", "coding/rans_cuda.py", seconds=60),
+        Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 60),
+        Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 60),
+        script("time-wave_network-1080p", waves, *few, seconds=90),
+        Step("codec-4k", (*codec, "4k", "--precision", "fp32", "mixed"), 90),
     ]
-    for size in ("1080p", "4k"):
-        command = ("bench", "--device", "cuda", "--sizes", size, "--json", "{json}")
-        found.append(Step(f"codec-{size}", (*python, "pycodec", *command), 240))
     file = "{folder}/picture"
     encode = ("encode", f"{file}.png", f"{file}.lci", "--force")
     profile = ("--device", "cuda", "--out")
@@ -195,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of state and results")
     parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
     parser.add_argument("--retry", action="store_true", help="repeat what failed")
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="some of the steps")
     parser.add_argument("--list", action="store_true", help="show the steps, run nothing")
     parser.add_argument("--gather", action="store_true", help="write what there is, run nothing")
     options = parser.parse_args(argv)
@@ -202,9 +208,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := missing_files(all_steps):
         parser.error(f"the repository lacks {', '.join(missing)}")
     slices = Slices(all_steps, options.out.resolve())
+    names = [step.name for step in all_steps]
+    if options.only:
+        names = [name for name in names if any(fnmatch(name, p) for p in options.only)]
+        if not names:
+            parser.error(f"no step is called {' or '.join(options.only)}")
     if options.list:
         done = slices.outcomes()
         for step in all_steps:
+            if step.name not in names:
+                continue
             status = done[step.name].status if step.name in done else "to do"
             print(f"{status:<9} {step.name:<32} {' '.join(step.command)}")
         return 0
@@ -213,9 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("torch sees no GPU: nothing to measure", file=sys.stderr)
         return 1
-    finished = options.gather or slices.run(60 * options.minutes, retry=options.retry)
+    minutes, retry = options.minutes, options.retry
+    finished = options.gather or slices.run(60 * minutes, retry=retry, only=names)
     if not finished:
-        left = len(all_steps) - len(slices.outcomes())
+        left = len(set(names) - set(slices.outcomes()))
         print(f"{left} steps are left: run the same command again")
         return MORE_LEFT
     print(f"written to {gather(slices)}")

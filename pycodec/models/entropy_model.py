@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,8 +178,9 @@ class EntropyModel(nn.Module):
         decoded = torch.zeros_like(y)
         mean = torch.zeros_like(y)
         log2_scale = torch.zeros_like(y)
+        masks = _stage_masks(channels, height, width, y.device, y.dtype)
         for stage, network in enumerate(self.stages):
-            mask = _stage_mask(stage, channels, height, width, y.device).to(y.dtype)
+            mask = masks[stage]
             seen = self.latent_input(decoded) if stage else decoded
             stage_mean, stage_log2 = network(
                 features, self.hyper_synthesis.act4.scale, seen, self.latent_input.scale, quality
@@ -197,7 +199,11 @@ class EntropyModel(nn.Module):
         return decoded, bits.sum(dim=(1, 2, 3)), z_bits.sum(dim=(1, 2, 3))
 
 
-@functools.lru_cache(maxsize=64)
-def _stage_mask(stage: int, channels: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Kept on the device, which a copy would stop a queue of kernels for."""
-    return torch.from_numpy(stage_mask(stage, channels, height, width)).to(device)
+@functools.lru_cache(maxsize=8)
+def _stage_masks(
+    channels: int, height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Ones where each stage has its symbols: ``[STAGES, channels, height, width]``."""
+    masks = np.stack([stage_mask(stage, channels, height, width) for stage in range(STAGES)])
+    with torch.inference_mode(False):  # whoever comes first: training may come next
+        return torch.from_numpy(masks).to(device, dtype)
