@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
 #include <tuple>
 
 #include "cuda/quantized_conv2d.hpp"
@@ -22,10 +23,10 @@ T* pointer(std::uintptr_t address) {
 
 void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias,
                       std::uintptr_t multiplier, std::uintptr_t zero_point, std::uintptr_t residual,
-                      std::uintptr_t out, const XShape& x_shape, const KernelShape& kernel,
+                      std::uintptr_t out, const XShape& x_shape, const KernelShape& window,
                       int weight_bits, bool x_is_signed, int x_bytes, int out_bytes, int stride,
                       int upscale, int shift, std::int32_t lower, std::int32_t upper,
-                      std::uintptr_t stream) {
+                      const std::string& kernel, std::uintptr_t stream) {
   pycodec::cuda::QuantizedConv2dArguments a = {};
   a.x = pointer<const void>(x);
   a.weight = pointer<const void>(weight);
@@ -35,7 +36,7 @@ void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bi
   a.residual = pointer<const std::int16_t>(residual);
   a.out = pointer<void>(out);
   std::tie(a.batch, a.height, a.width, a.in_channels) = x_shape;
-  std::tie(a.out_channels, a.kernel_height, a.kernel_width) = kernel;
+  std::tie(a.out_channels, a.kernel_height, a.kernel_width) = window;
   a.weight_bits = weight_bits;
   a.x_is_signed = x_is_signed;
   a.x_bytes = x_bytes;
@@ -45,7 +46,7 @@ void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bi
   a.shift = shift;
   a.lower = lower;
   a.upper = upper;
-  pycodec::cuda::quantized_conv2d(a, pointer<void>(stream));
+  pycodec::cuda::quantized_conv2d(a, kernel, pointer<void>(stream));
 }
 
 }  // namespace
@@ -53,8 +54,9 @@ void quantized_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bi
 void bind_cuda_quantized_conv2d(py::module_& m) {
   m.def("quantized_conv2d", &quantized_conv2d, py::kw_only(), py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("multiplier"), py::arg("zero_point"), py::arg("residual"),
-        py::arg("out"), py::arg("x_shape"), py::arg("kernel"), py::arg("weight_bits"),
+        py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("weight_bits"),
         py::arg("x_is_signed"), py::arg("x_bytes"), py::arg("out_bytes"), py::arg("stride"),
-        py::arg("upscale"), py::arg("shift"), py::arg("lower"), py::arg("upper"), py::arg("stream"),
+        py::arg("upscale"), py::arg("shift"), py::arg("lower"), py::arg("upper"), py::arg("kernel"),
+        py::arg("stream"),
         "pycodec.ops.quantized_conv2d is the definition; pointers are addresses on the device.");
 }

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
 
 namespace pycodec::cuda {
 
@@ -37,8 +40,74 @@ struct QuantizedConv2dArguments {
   }
 };
 
-// Queues the kernel on `stream` (a cudaStream_t) of the current device; does not wait for it.
-// Throws std::runtime_error where the kernel cannot be launched.
-void quantized_conv2d(const QuantizedConv2dArguments& arguments, void* stream);
+// The kernels. Those with mma multiply on tensor cores; the numbers are the positions and output
+// channels of a block, see quantized_conv2d_mma.hpp.
+enum class ConvKernel { kDp4a, kMma128x96, kMma128x64, kMma64x32 };
+
+struct ConvTileSize {
+  ConvKernel kernel;
+  int positions, outputs;
+  bool wide;    // also for inputs or weights of 16 bits
+  double cost;  // of an output, relative: smaller tiles read more for each product
+};
+
+constexpr ConvTileSize kConvMmaTiles[] = {
+    {ConvKernel::kMma128x96, 128, 96, false, 1.0},
+    {ConvKernel::kMma128x64, 128, 64, true, 1.08},
+    {ConvKernel::kMma64x32, 64, 32, true, 1.6},
+};
+
+// With fewer channels than these most of a tensor core's products are by zeros.
+constexpr int kMinMmaInputs = 16;
+constexpr int kMinMmaOutputs = 8;
+
+// What the kernels with mma count in 32 bits.
+inline bool mma_can(const QuantizedConv2dArguments& a) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - 128;
+  return a.batch * a.height * a.width <= kMost &&
+         std::int64_t{a.in_channels} * a.kernel_height * a.kernel_width <= kMost / 2;
+}
+
+// The tile with the least work for the busiest of the GPU's multiprocessors.
+inline ConvKernel choose_mma_tile(const QuantizedConv2dArguments& a, int processors) {
+  const std::int64_t positions = a.batch * a.out_height() * a.out_width();
+  double least = std::numeric_limits<double>::infinity();
+  ConvKernel best = ConvKernel::kDp4a;
+  for (const ConvTileSize& tile : kConvMmaTiles) {
+    if (!tile.wide && (a.x_bytes == 2 || a.weight_bits == 16)) continue;
+    const std::int64_t blocks = ((positions + tile.positions - 1) / tile.positions) *
+                                ((a.out_channels + tile.outputs - 1) / tile.outputs);
+    const std::int64_t rounds = (blocks + processors - 1) / processors;
+    const double work = static_cast<double>(rounds) * tile.positions * tile.outputs * tile.cost;
+    if (work < least) {
+      least = work;
+      best = tile.kernel;
+    }
+  }
+  return best;
+}
+
+// `name` is that of a kernel, "mma" for the best one with mma, or "" for the best one of all.
+// `has_mma`: the GPU is of sm_80 or later.
+inline ConvKernel choose_kernel(const QuantizedConv2dArguments& a, const std::string& name,
+                                bool has_mma, int processors) {
+  if (name == "dp4a") return ConvKernel::kDp4a;
+  const bool can = has_mma && mma_can(a);
+  if (name.empty()) {
+    const bool suits = a.in_channels >= kMinMmaInputs && a.out_channels >= kMinMmaOutputs;
+    return can && suits ? choose_mma_tile(a, processors) : ConvKernel::kDp4a;
+  }
+  if (!can) throw std::runtime_error("quantized_conv2d: no mma for this size or on this GPU");
+  if (name == "mma") return choose_mma_tile(a, processors);
+  if (name == "mma128x96") return ConvKernel::kMma128x96;
+  if (name == "mma128x64") return ConvKernel::kMma128x64;
+  if (name == "mma64x32") return ConvKernel::kMma64x32;
+  throw std::invalid_argument("quantized_conv2d: there is no kernel " + name);
+}
+
+// Queues a kernel, see choose_kernel(), on `stream` (a cudaStream_t) of the current device; does
+// not wait for it. Throws std::runtime_error where it cannot be launched.
+void quantized_conv2d(const QuantizedConv2dArguments& arguments, const std::string& kernel,
+                      void* stream);
 
 }  // namespace pycodec::cuda

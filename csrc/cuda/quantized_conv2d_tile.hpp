@@ -97,6 +97,36 @@ PYCODEC_HOST_DEVICE inline void store_output(void* out, std::int64_t index, int 
   }
 }
 
+// Where in `out` is channel `out_channel` of a position? Positions are unsigned or of 64 bits.
+template <class Position>
+PYCODEC_HOST_DEVICE inline std::int64_t output_index(const QuantizedConv2dArguments& a,
+                                                     Position position, int out_channel) {
+  if (a.upscale == 1) return std::int64_t{position} * a.out_channels + out_channel;
+  const auto width = static_cast<Position>(a.out_width());
+  const int channels = a.out_channels / (a.upscale * a.upscale);
+  const int patch = out_channel / channels;
+  const Position line = position / width;  // of all images
+  const std::int64_t y = std::int64_t{line} * a.upscale + patch / a.upscale;
+  const std::int64_t x = std::int64_t{position - line * width} * a.upscale + patch % a.upscale;
+  return (y * width * a.upscale + x) * channels + out_channel % channels;
+}
+
+// Requantizes the sum of the products of one output and writes it.
+template <class Position>
+PYCODEC_HOST_DEVICE inline void store_sum(const QuantizedConv2dArguments& a, Position position,
+                                          int out_channel, std::int32_t sum) {
+  const std::int64_t half = std::int64_t{1} << (a.shift - 1);
+  sum = add(sum, a.bias[out_channel]);
+  std::int64_t value = (std::int64_t{sum} * a.multiplier[out_channel] + half) >> a.shift;
+  if (a.residual != nullptr) {
+    value += a.residual[std::int64_t{position} * a.out_channels + out_channel];
+  }
+  if (value < a.lower) value = a.lower;
+  if (value > a.upper) value = a.upper;
+  store_output(a.out, output_index(a, position, out_channel), a.out_bytes,
+               static_cast<std::int32_t>(value));
+}
+
 template <class Block, bool kSigned, int kXPlanes, int kWeightBits>
 PYCODEC_DEVICE void quantized_conv2d_block(const QuantizedConv2dArguments& a, std::int64_t block_x,
                                            int block_y,
@@ -194,28 +224,15 @@ PYCODEC_DEVICE void quantized_conv2d_block(const QuantizedConv2dArguments& a, st
     }
   }
 
-  const std::int64_t half = std::int64_t{1} << (a.shift - 1);
-  const int channels = a.out_channels / (a.upscale * a.upscale);
   Block::each([&](int thread) {
     PYCODEC_UNROLL
     for (int j = 0; j < kConvPerThread; ++j) {
       const int out = first_out + thread % kConvSide + j * kConvSide;
       if (out >= a.out_channels) continue;
-      const int patch = out / channels;
       PYCODEC_UNROLL
       for (int i = 0; i < kConvPerThread; ++i) {
         const std::int64_t position = first_position + thread / kConvSide + i * kConvSide;
-        if (position >= positions) continue;
-        const std::int32_t sum = add(acc[thread][i][j], a.bias[out]);
-        std::int64_t value = (std::int64_t{sum} * a.multiplier[out] + half) >> a.shift;
-        if (a.residual != nullptr) value += a.residual[position * a.out_channels + out];
-        if (value < a.lower) value = a.lower;
-        if (value > a.upper) value = a.upper;
-        const std::int64_t y =
-            position / out_width * a.upscale + patch / a.upscale;  // of all images
-        const std::int64_t x = position % out_width * a.upscale + patch % a.upscale;
-        store_output(a.out, (y * out_width * a.upscale + x) * channels + out % channels,
-                     a.out_bytes, static_cast<std::int32_t>(value));
+        if (position < positions) store_sum(a, position, out, acc[thread][i][j]);
       }
     }
   });

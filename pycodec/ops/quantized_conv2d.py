@@ -34,6 +34,8 @@ MAX_SHIFT = 62
 MAX_WEIGHT = 2**15 - 129
 """The largest int16 weight: that many are 256 * high + low, two int8."""
 MAX_UPSCALE = 4
+CUDA_KERNELS = ("dp4a", "mma", "mma128x96", "mma128x64", "mma64x32")
+"""Of the CUDA backend: without tensor cores; with them, the tile chosen by shape or named."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def quantized_conv2d(
     zero_point: Tensor | None = None,
     residual: Tensor | None = None,
     backend: str | None = None,
+    kernel: str | None = None,
 ) -> Tensor:
     """Integer convolution with padding k // 2; see the module for the formula.
 
@@ -117,6 +120,8 @@ def quantized_conv2d(
         zero_point: what x is outside the picture: int16 [Cin], values of x's type; None for 0.
         residual: int16, of the output's shape: added before the clamp; upscale is 1 then.
         backend: one of ``pycodec.ops.backends.BACKENDS``; by default the fastest for x's device.
+        kernel: with backend ``cuda``, one of ``CUDA_KERNELS``; by default the one that suits the
+            shape. All give the same bits.
 
     Returns:
         ``out_dtype`` [N, ceil(H / stride) * upscale, ceil(W / stride) * upscale, C], contiguous, on
@@ -126,6 +131,7 @@ def quantized_conv2d(
         InputError: an argument does not fit the description above.
     """
     options = ConvOptions(out_dtype, relu, stride, upscale, bits)
+    _check_kernel(kernel, backend)
     if backend is None:
         return torch.ops.pycodec.quantized_conv2d(
             *(x, weight, bias, multiplier, shift, out_dtype, relu),
@@ -134,8 +140,8 @@ def quantized_conv2d(
     check_backend(backend)
     _check_parameters(weight, bias, multiplier, shift, options)
     _check_input(x, weight, zero_point, residual, options)
-    implementation = _IMPLEMENTATIONS[backend]
-    return implementation(x, weight, bias, multiplier, shift, options, zero_point, residual)
+    arguments = (x, weight, bias, multiplier, shift, options, zero_point, residual)
+    return _run(backend, kernel, *arguments)
 
 
 class QuantizedConv2d:
@@ -160,6 +166,7 @@ class QuantizedConv2d:
         zero_point: Tensor | None = None,
         in_channels: int | None = None,
         backend: str | None = None,
+        kernel: str | None = None,
         name: str = "quantized_conv2d",
     ) -> None:
         """``in_channels``: of packed weights, if that is an odd number; ``name``: of its spans.
@@ -169,6 +176,8 @@ class QuantizedConv2d:
         self.name = name
         self.backend = backend or default_backend(weight.device)
         check_backend(self.backend)
+        _check_kernel(kernel, self.backend)
+        self._kernel = kernel
         options = ConvOptions(out_dtype, relu, stride, upscale, bits)
         _check_parameters(weight, bias, multiplier, shift, options)
         self.in_channels = in_channels or weight.shape[3] * (1 + (weight.dtype == torch.uint8))
@@ -189,12 +198,19 @@ class QuantizedConv2d:
         with span(self.name, LAYER):
             if self.packed is not None:
                 return _run_native(self.packed, x, threads, residual)
-            return _IMPLEMENTATIONS[self.backend](x, *self._arguments, residual)
+            return _run(self.backend, self._kernel, x, *self._arguments, residual)
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(f"quantized_conv2d: {message}")
+
+
+def _check_kernel(kernel: str | None, backend: str | None) -> None:
+    if kernel is not None:
+        _require(backend == "cuda", "kernel is an option of the cuda backend")
+        names = ", ".join(CUDA_KERNELS)
+        _require(kernel in CUDA_KERNELS, f"unknown kernel {kernel!r}; there are {names}")
 
 
 def _check_parameters(
@@ -380,6 +396,7 @@ def _cuda(
     options: ConvOptions,
     zero_point: Tensor | None,
     residual: Tensor | None,
+    kernel: str | None = None,
 ) -> Tensor:
     on_gpu = x.device.type == _DEVICE_TYPE
     _require(on_gpu, f"the cuda backend runs on a GPU, but x is on {x.device}")
@@ -395,7 +412,7 @@ def _cuda(
         residual=0 if residual is None else residual.data_ptr(),
         out=out.data_ptr(),
         x_shape=tuple(x.shape),
-        kernel=tuple(weight.shape[:3]),
+        window=tuple(weight.shape[:3]),
         weight_bits={torch.uint8: 4, torch.int8: 8, torch.int16: 16}[weight.dtype],
         x_is_signed=x.dtype != torch.uint8,
         x_bytes=x.element_size(),
@@ -405,6 +422,7 @@ def _cuda(
         shift=shift,
         lower=options.lower,
         upper=options.upper,
+        kernel=kernel or "",
     )
     return out
 
@@ -433,6 +451,12 @@ _IMPLEMENTATIONS = {
     "cuda": _cuda,
     "triton": _triton,
 }
+
+
+def _run(backend: str, kernel: str | None, *arguments: object) -> Tensor:
+    if kernel is not None:
+        return _cuda(*arguments, kernel=kernel)
+    return _IMPLEMENTATIONS[backend](*arguments)
 
 
 @torch.library.custom_op("pycodec::quantized_conv2d", mutates_args=())

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pycodec import _cpu
 from pycodec.errors import InputError
 from pycodec.ops import QuantizedConv2d, backends, quantized_conv2d
 from pycodec.ops.quantized_conv2d import (
+    CUDA_KERNELS,
     INPUT_DTYPES,
     MAX_WEIGHT,
     OUTPUT_DTYPES,
@@ -327,12 +328,12 @@ def emulation(tmp_path_factory):
     return build(source, "cuda_quantized_conv2d.cpp", tmp_path_factory.mktemp("emulation"))
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-@given(case=cases(max_side=9, max_channels=140))
-@settings(max_examples=60)
-def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case):
-    arguments, options = case
-    emulation.set_backwards(backwards)
+def is_wide(arguments):
+    return torch.int16 in (arguments[0].dtype, arguments[1].dtype)
+
+
+def run_emulated(emulation, arguments, options, kernel=None):
+    """What the cuda backend gives with its kernels on the host."""
 
     def launch(name, device, **arguments):
         getattr(emulation, name)(**arguments, stream=0)
@@ -341,20 +342,142 @@ def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case):
         patch.setattr(module, "launch_cuda", launch)
         patch.setattr(module, "_DEVICE_TYPE", "cpu")
         patch.setattr(backends, "cuda_kernels", lambda: emulation)
-        actual = quantized_conv2d(*arguments, **options, backend="cuda")
+        return quantized_conv2d(*arguments, **options, backend="cuda", kernel=kernel)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@given(case=cases(max_side=9, max_channels=140), kernel=st.sampled_from(CUDA_KERNELS))
+@settings(max_examples=120, deadline=None)
+def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case, kernel):
+    arguments, options = case
+    assume(kernel != "mma128x96" or not is_wide(arguments))
+    emulation.set_backwards(backwards)
+    actual = run_emulated(emulation, arguments, options, kernel)
     assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
 
 
+# Of the tensor-core kernels: x, bits of weights, in and out channels, kernel, stride, upscale,
+# zero point. Rows of a multiple of 16 bytes are copied, of 4 and of 1 loaded; there are fewer and
+# more stages than shared memory holds, whole and partial tiles.
+MMA_CASES = (
+    (torch.uint8, 8, 96, 96, 3, 1, 1, False),
+    (torch.uint8, 8, 64, 64, 3, 2, 1, True),
+    (torch.int8, 8, 192, 96, 1, 1, 1, True),
+    (torch.int8, 8, 16, 24, 5, 1, 2, False),
+    (torch.uint8, 8, 20, 12, 3, 1, 2, True),
+    (torch.int8, 8, 37, 9, 3, 2, 3, True),
+    (torch.uint8, 8, 1, 1, 1, 2, 1, False),
+    (torch.uint8, 4, 160, 160, 3, 1, 1, False),
+    (torch.int8, 4, 32, 40, 3, 2, 1, True),
+    (torch.int8, 4, 9, 33, 3, 1, 1, True),
+    (torch.uint8, 16, 48, 64, 3, 1, 1, False),
+    (torch.int8, 16, 72, 20, 3, 2, 1, True),
+    (torch.int16, 4, 40, 33, 3, 1, 1, True),
+    (torch.int16, 8, 64, 48, 1, 1, 2, True),
+    (torch.int16, 16, 72, 64, 3, 2, 1, True),
+    (torch.int16, 16, 48, 36, 3, 1, 2, False),
+    (torch.int16, 16, 7, 5, 3, 1, 1, True),
+)
+
+
+def mma_layer(case, shift, out_dtype):
+    """The arguments and options of one of MMA_CASES."""
+    x_dtype, weight_bits, cin, cout, kernel, stride, upscale, has_zero = case
+    rng = np.random.default_rng(MMA_CASES.index(case))
+    tensors = make_layer(
+        rng,
+        (2, 9, 11, cin),
+        kernel=(kernel, kernel),
+        cout=cout * upscale**2,
+        x_dtype=x_dtype,
+        wide_weight=weight_bits == 16,
+    )
+    if weight_bits == 4:
+        tensors[1] = pack_int4(tensors[1] >> 4)
+    options = {"out_dtype": out_dtype, "stride": stride, "upscale": upscale}
+    if has_zero:
+        limits = torch.iinfo(x_dtype)
+        values = rng.integers(limits.min, limits.max, cin, np.int16, endpoint=True)
+        options["zero_point"] = torch.from_numpy(values)
+    if upscale == 1:
+        size = (2, -(-9 // stride), -(-11 // stride), cout)
+        options["residual"] = torch.from_numpy(rng.integers(-99, 99, size, np.int16))
+    return (*tensors, shift), options
+
+
+@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+@pytest.mark.parametrize("case", MMA_CASES)
+def test_mma_layers_on_the_host(emulation, case, kernel):
+    bits = 8 * (case[0].itemsize - 1) + case[1] + 6  # of a typical sum, nearly
+    for backwards, (shift, out_dtype) in enumerate(
+        ((31 + max(bits - 6, 2), torch.uint8), (31 + bits - 12, torch.int16), (32, torch.int32))
+    ):
+        arguments, options = mma_layer(case, shift, out_dtype)
+        if kernel == "mma128x96" and is_wide(arguments):
+            with pytest.raises(RuntimeError, match="16 bits"):
+                run_emulated(emulation, arguments, options, kernel)
+            continue
+        emulation.set_backwards(backwards % 2 == 0)
+        expected = quantized_conv2d(*arguments, **options, backend="reference")
+        assert expected.unique().numel() > 8
+        assert_same(run_emulated(emulation, arguments, options, kernel), expected)
+
+
+def run_on_gpu(backend, arguments, options):
+    """``backend``: of Triton or CUDA, or a kernel of CUDA's."""
+    *tensors, shift = (a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments)
+    extras = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    chosen = {"backend": backend}
+    if backend in CUDA_KERNELS:
+        chosen = {"backend": "cuda", "kernel": backend}
+    return quantized_conv2d(*tensors, shift, **extras, **chosen).cpu()
+
+
+def test_choice_of_the_kernel(emulation):
+    """Of an H100's processors: the largest tiles that keep them busy; small sizes, small tiles."""
+
+    def choose(height, width, cin, cout, name="", **options):
+        defaults = {"stride": 1, "x_bytes": 1, "weight_bits": 8, "has_mma": True}
+        shape = {"height": height, "width": width, "in_channels": cin, "out_channels": cout}
+        return emulation.choose_kernel(**shape, **(defaults | options), processors=132, name=name)
+
+    assert choose(270, 480, 64, 64) == "mma128x64"
+    assert choose(135, 240, 96, 96) == "mma128x96"
+    assert choose(135, 240, 192, 96, weight_bits=4) == "mma128x96"
+    assert choose(135, 240, 192, 96, weight_bits=16, x_bytes=2) == "mma128x64"
+    assert choose(32, 48, 160, 160) == "mma64x32"
+    assert choose(270, 480, 3, 64) == "dp4a"
+    assert choose(270, 480, 64, 3) == "dp4a"
+    assert choose(270, 480, 64, 64, has_mma=False) == "dp4a"
+    assert choose(1 << 16, 1 << 16, 64, 64) == "dp4a"
+    assert choose(270, 480, 64, 64, "dp4a") == "dp4a"
+    assert choose(270, 480, 3, 3, "mma") == "mma64x32"
+    with pytest.raises(RuntimeError, match="no mma"):
+        choose(270, 480, 64, 64, "mma", has_mma=False)
+    with pytest.raises(ValueError, match="mma1x1"):
+        choose(270, 480, 64, 64, "mma1x1")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("backend", ["triton", "cuda", *CUDA_KERNELS])
+@pytest.mark.parametrize("case", MMA_CASES)
+def test_gpu_layers(case, backend):
+    for shift, out_dtype in ((50, torch.uint8), (42, torch.int16), (32, torch.int32)):
+        arguments, options = mma_layer(case, shift, out_dtype)
+        if backend != "mma128x96" or not is_wide(arguments):
+            expected = quantized_conv2d(*arguments, **options, backend="reference")
+            assert_same(run_on_gpu(backend, arguments, options), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["triton", "cuda", *CUDA_KERNELS])
 @given(cases(max_side=40, max_channels=140))
 @settings(max_examples=100, deadline=None)
 def test_gpu_equals_reference(backend, case):
     arguments, options = case
-    *tensors, shift = arguments
-    on_gpu = [t.cuda() for t in tensors]
-    actual = quantized_conv2d(*on_gpu, shift, **options, backend=backend).cpu()
-    assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
+    assume(backend != "mma128x96" or not is_wide(arguments))
+    expected = quantized_conv2d(*arguments, **options, backend="reference")
+    assert_same(run_on_gpu(backend, arguments, options), expected)
 
 
 BAD_ARGUMENTS = {
@@ -393,6 +516,15 @@ def test_bad_arguments(fault, backend):
     BAD_ARGUMENTS[fault](arguments)
     with pytest.raises(InputError):
         quantized_conv2d(**arguments, backend=backend)
+
+
+def test_unknown_kernel():
+    layer = make_layer(np.random.default_rng(5), (1, 1, 1, 1))
+    for backend in (None, "native"):
+        with pytest.raises(InputError, match="option of the cuda backend"):
+            quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend=backend, kernel="mma")
+    with pytest.raises(InputError, match="dp4a, mma, mma128x96, mma128x64, mma64x32"):
+        quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend="cuda", kernel="wgmma")
 
 
 def test_unknown_backend():
