@@ -193,14 +193,16 @@ def train(
     architecture: str,
     model: nn.Module,
     crops: Crops,
-    seconds: float,
+    end: float,
     save: Callable[[int], None],
 ) -> int:
-    """Steps taken."""
+    """Train until the clock says ``end``; returns the steps taken."""
     trained = [
         p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")
     ]
-    schedule = Schedule(seconds)
+    model.train()
+    losses(architecture, model, crops())[0].backward()  # loads libraries, which takes a while
+    schedule = Schedule(max(end - time.monotonic(), 1.0))
     is_cuda = crops.device.type == "cuda"
 
     def new_optimizer() -> torch.optim.Optimizer:
@@ -209,7 +211,6 @@ def train(
     optimizer = new_optimizer()
     # The weights of two checks ago are known to have given a finite loss since.
     confirmed = pending = [p.detach().clone() for p in trained]
-    model.train()
     saved = printed = time.monotonic()
     step = 0
     while schedule.done < 1:
@@ -313,11 +314,10 @@ def write(file: Path, content: dict) -> None:
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Weights of :func:`unpack`; tables are made anew."""
+    """Weights of :func:`unpack`; tables are not made."""
     missing, unexpected = nn.Module.load_state_dict(model, state, strict=False)
     lacking = [n for n in missing if not n.endswith(DERIVED) and not n.startswith(SHARED)]
     assert not unexpected and not lacking, (lacking, unexpected)
-    model.update(force=True)
 
 
 def rounded_states(folder: Path) -> Iterator[tuple[str, dict[str, Tensor], int]]:
@@ -416,7 +416,8 @@ def main() -> None:
             write(arguments.out / FILES[architecture], content)
 
         share = SHARES[architecture] / sum(SHARES[name] for name in arguments.models[index:])
-        steps = train(architecture, model, crops, max(share * (end - time.monotonic()), 1), save)
+        now = time.monotonic()
+        steps = train(architecture, model, crops, now + share * (end - now), save)
         save(steps)
         print(f"{architecture}: {steps} steps, {time.monotonic() - began:.1f} s", flush=True)
     for architecture, state, steps in rounded_states(arguments.out):
