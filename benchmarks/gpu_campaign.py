@@ -34,6 +34,7 @@ GPU_TESTS = (
     "tests/ops/test_pseudocylindrical_gpu.py",
     "tests/coding/test_rans_cuda.py",
     "tests/context/test_wave_network_cuda.py",
+    "tests/integrations/test_compressai_gpu.py",
     "tests/integrations/test_dataset.py",
     "tests/quantization/test_simulation.py",
     "tests/training/test_sphere.py",
