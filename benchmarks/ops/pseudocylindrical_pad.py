@@ -19,8 +19,6 @@ Peer: PyTorch's own operations; nothing to install.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 from collections.abc import Callable
@@ -28,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import time_side_by_side
+from measure import keep_memory, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,8 +35,6 @@ from pycodec.ops import pseudocylindrical_pad
 from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.pseudocylindrical_pad import read_positions
 from pycodec.projection.widths import TileWidths
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 LAYERS = (
     # channels, rows of a tile, width, padding, dtype, channels last
@@ -187,10 +183,7 @@ def main() -> None:
     torch.manual_seed(0)
     on_gpu = options.device == "cuda"
     if not on_gpu:
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        keep_memory()
     if on_gpu:
         backends = [*(["cuda"] if cuda_kernels() else []), "triton"]
         device = torch.cuda.get_device_name()

@@ -3,7 +3,8 @@
 Question: how close do both come to what memory allows? Of four bytes that are read one is written,
 or the other way; over the time these bytes are compared with those of PyTorch's copy of the float
 tensor (which moves eight bytes a value), measured in turns with it. Tensors are those of the photo
-codec on a picture of 768 x 512. Results are checked against the reference.
+codec on a picture of 768 x 512; memory is kept from call to call. Results are checked against the
+reference.
 
 Peers: ``torch.quantize_per_channel`` and ``dequantize``, and the formula in PyTorch's operations
 (the reference); nothing to install.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import time_side_by_side
+from measure import keep_memory, time_side_by_side
 
 from pycodec import _cpu
 from pycodec.ops import dequantize, quantize
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
+    if options.device == "cpu":
+        keep_memory()
     with torch.inference_mode():
         for threads in options.threads if options.device == "cpu" else [torch.get_num_threads()]:
             torch.set_num_threads(threads)

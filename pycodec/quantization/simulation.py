@@ -215,9 +215,12 @@ class LayerQuantizer(nn.Module):
         return _convolve_each(layer, seen, weight, choice @ biases)
 
     @torch.no_grad()
-    def keep(self, widths: Collection[int]) -> None:
-        """Forget the other variants; the widest must stay."""
+    def keep(self, layer: nn.Conv2d, widths: Collection[int]) -> None:
+        """Forget the other variants; the layer gets the weights of the widest that is left."""
         kept = [v for v, width in enumerate(self.widths) if width in widths]
+        if kept[-1] < len(self.widths) - 1:
+            layer.weight.copy_(self.narrow_weights[kept[-1]])
+            layer.bias.copy_(self.narrow_biases[kept[-1]])
         self.log_weight_scales = nn.Parameter(self.log_weight_scales[kept])
         if self.own_grids:
             self.grid.log_scale = nn.Parameter(
@@ -460,17 +463,17 @@ def multiply_accumulates(network: PhotoNetwork) -> dict[str, float]:
 
 
 def drop_unused_variants(model: SimulatedTransforms, chosen: Mapping[str, Collection[int]]) -> None:
-    """Keep the variants that some picture chose, and the widest, which is what `L` is in a file.
+    """Keep the variants that some picture chose; the widest of them becomes `L` of a file.
 
     Args:
         model: dynamic; its selectors no longer choose what is dropped.
-        chosen: widths that were chosen, by layer.
+        chosen: widths that were chosen, by layer; at least one of each.
     """
     for transform, selector in model.selectors.items():
         for row, name in enumerate(model.dynamic_layers(transform)):
             quantizer = model.layer(name)
-            kept = {*chosen[name], max(quantizer.widths)}
-            quantizer.keep(kept)
+            kept = set(chosen[name])
+            quantizer.keep(model.network.get_submodule(name), kept)
             selector.allowed[row] = torch.tensor([width in kept for width in WIDTHS])
 
 
