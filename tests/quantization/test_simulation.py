@@ -37,6 +37,8 @@ from pycodec.quantization.simulation import (
     LayerQuantizer,
     LearnedGrid,
     SimulatedTransforms,
+    drop_unused_variants,
+    export,
     multiply_accumulates,
 )
 from pycodec.quantization.transforms import ActivationGrid, LayerPlan, export_transform
@@ -242,6 +244,31 @@ def test_selectors_start_from_what_layers_lose_alone(plans):
     start_selectors(model, losses, bits_cost=100.0)
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64), torch.tensor([95.0])).weight_bits < 4.01
+
+
+def test_the_widest_variant_that_is_left_is_the_layers_own(plans):
+    model = simulated(plans, (4, 6, 8), dynamic=True)
+    names = [n for t in ("analysis", "synthesis") for n in model.dynamic_layers(t)]
+    chosen = dict.fromkeys(names, WIDTHS) | {names[3]: (4,), names[20]: (4, 6)}
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    with torch.no_grad():
+        for name, layer, quantizer in model.layers():
+            if name in chosen:
+                layer.weight.neg_()  # so that variants are not like each other
+                quantizer.narrow_weights[1].mul_(0.5)
+                quantizer.narrow_biases.add_(torch.tensor([[1.0], [2.0]]))
+        for selector in model.selectors.values():
+            selector.by_quality.nodes.view(9, -1, 3)[:, :, 0] = 9.0  # 4 bits
+        before = model(x, quality).x_hat
+        drop_unused_variants(model, chosen)
+        assert torch.equal(model(x, quality).x_hat, before)
+    assert model.layer(names[3]).widths == (4,) and model.layer(names[3]).narrow_weights is None
+    assert model.layer(names[20]).widths == (4, 6)
+    made = export(model)
+    assert made[f"{names[3]}.weight"].dtype == torch.uint8  # two of 4 bits
+    assert f"{names[20]}@4.weight" in made and f"{names[20]}@6.weight" not in made
+    assert made[f"{names[20]}.weight"].abs().max() <= 31
+    assert not any(key.startswith(f"{names[3]}@") for key in made)
 
 
 @pytest.fixture
