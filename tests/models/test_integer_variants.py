@@ -49,6 +49,7 @@ def dynamic(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     model = SimulatedTransforms(network, by_layer(plans, WIDTHS), streams, dynamic=True).eval()
     with torch.no_grad():
         for selector in model.selectors.values():
+            selector.by_quality.nodes.zero_()
             selector.hidden.weight.zero_()
             selector.hidden.weight[0, -1] = 1.0  # quality, -1 to 1
             selector.hidden.bias[0] = 1.0
