@@ -37,6 +37,8 @@ from pycodec.quantization.simulation import (
     LayerQuantizer,
     LearnedGrid,
     SimulatedTransforms,
+    _convolve_all,
+    _convolve_each,
     drop_unused_variants,
     export,
     multiply_accumulates,
@@ -157,6 +159,18 @@ def test_a_choice_for_each_picture(plans):
         )
         assert torch.allclose(both[number], alone[0], atol=1e-5)
     assert not torch.allclose(both[0], quantizer(layer, inputs, choice[[1, 1]], round_ste)[0])
+    # The way of a GPU is the same, and so are its gradients; of 1 x 1 and of 3 x 3.
+    for name in names[3:5]:
+        layer, quantizer = model.network.get_submodule(name), model.layer(name)
+        weights, biases = quantizer.quantized_weights(layer, slice(None), round_ste)
+        seen = torch.rand(2, layer.in_channels, 6, 6)
+        found = []
+        for convolve in (_convolve_each, _convolve_all):
+            leaves = [t.detach().requires_grad_(True) for t in (seen, weights, biases, choice)]
+            result = convolve(layer, *leaves)
+            found.append((result, *torch.autograd.grad(result.square().sum(), leaves)))
+        for each, together in zip(*found, strict=True):
+            assert torch.allclose(each, together, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         for selector in model.selectors.values():
             selector.choice.bias.view(-1, 3)[:, 0] = 9.0  # 4 bits
