@@ -44,7 +44,7 @@ void launch_dp4a(const QuantizedConv2dArguments& a, std::int64_t positions, cuda
 }
 
 template <class Types, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Types::kWide ? Tile::kWideBlocks : Tile::kBlocks)
+__global__ void __launch_bounds__(Tile::kThreads, (mma_blocks_at_once<Types, Tile>()))
     quantized_conv2d_mma_kernel(QuantizedConv2dArguments a) {
   extern __shared__ Chunk memory[];
   quantized_conv2d_mma_block<DeviceWarps, Types, Tile>(a, blockIdx.x,

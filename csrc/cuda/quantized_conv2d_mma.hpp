@@ -32,14 +32,14 @@ constexpr int kMmaAhead = 4;    // rows whose residuals are loaded at once
 constexpr int kMmaGroup = 4;    // output channels that a thread writes at once
 constexpr int kMmaOutside = -(1 << 30);
 
-// kPositions x kOutputs outputs a block, kWarpPositions x kWarpOutputs of them a warp. kBlocks on a
-// multiprocessor have to find their registers, kWideBlocks of types that need more; 0: no such
-// type.
+// kPositions x kOutputs outputs a block, kWarpPositions x kWarpOutputs of them a warp. The
+// registers are for kBlocks blocks on a multiprocessor, or one less for types that need more of
+// them.
 template <int kPositions_, int kOutputs_, int kWarpPositions_, int kWarpOutputs_, int kBlocks_,
-          int kWideBlocks_>
+          bool kIsForWide_>
 struct MmaTile {
   static constexpr int kBlocks = kBlocks_;
-  static constexpr int kWideBlocks = kWideBlocks_;
+  static constexpr bool kIsForWide = kIsForWide_;  // for types of 16 bits too
   static constexpr int kPositions = kPositions_;
   static constexpr int kOutputs = kOutputs_;
   static constexpr int kWarpPositions = kWarpPositions_;
@@ -631,7 +631,7 @@ void dispatch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, const Ru
     using Tile = decltype(tile);
     dispatch_types(a, [&](auto is_signed, auto x_planes, auto weight_bits) {
       using Types = MmaTypes<is_signed(), x_planes(), weight_bits()>;
-      if constexpr (!Types::kWide || Tile::kWideBlocks > 0) {
+      if constexpr (!Types::kWide || Tile::kIsForWide) {
         run(Tile(), Types());
       } else {
         throw std::runtime_error("quantized_conv2d: this kernel is not for 16 bits");
@@ -640,12 +640,17 @@ void dispatch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, const Ru
   };
   switch (kernel) {
     case ConvKernel::kMma128x96:
-      return with_tile(MmaTile<128, 96, 64, 48, 3, 0>());
+      return with_tile(MmaTile<128, 96, 64, 48, 3, false>());
     case ConvKernel::kMma128x64:
-      return with_tile(MmaTile<128, 64, 64, 32, 3, 2>());
+      return with_tile(MmaTile<128, 64, 64, 32, 3, true>());
     default:
-      return with_tile(MmaTile<64, 32, 32, 16, 6, 6>());
+      return with_tile(MmaTile<64, 32, 32, 16, 6, true>());
   }
+}
+
+template <class Types, class Tile>
+constexpr int mma_blocks_at_once() {
+  return Tile::kBlocks - (Types::kWide || Types::kWeightBits == 4);
 }
 
 // Blocks of a tile for all outputs.

@@ -131,12 +131,7 @@ def quantized_conv2d(
         InputError: an argument does not fit the description above.
     """
     options = ConvOptions(out_dtype, relu, stride, upscale, bits)
-    if kernel is not None:
-        _require(backend == "cuda", "kernel is an option of the cuda backend")
-        _require(
-            kernel in CUDA_KERNELS,
-            f"unknown kernel {kernel!r}; there are {', '.join(CUDA_KERNELS)}",
-        )
+    _check_kernel(kernel, backend)
     if backend is None:
         return torch.ops.pycodec.quantized_conv2d(
             *(x, weight, bias, multiplier, shift, out_dtype, relu),
@@ -146,9 +141,7 @@ def quantized_conv2d(
     _check_parameters(weight, bias, multiplier, shift, options)
     _check_input(x, weight, zero_point, residual, options)
     arguments = (x, weight, bias, multiplier, shift, options, zero_point, residual)
-    if backend == "cuda":
-        return _cuda(*arguments, kernel=kernel)
-    return _IMPLEMENTATIONS[backend](*arguments)
+    return _run(backend, kernel, *arguments)
 
 
 class QuantizedConv2d:
@@ -173,6 +166,7 @@ class QuantizedConv2d:
         zero_point: Tensor | None = None,
         in_channels: int | None = None,
         backend: str | None = None,
+        kernel: str | None = None,
         name: str = "quantized_conv2d",
     ) -> None:
         """``in_channels``: of packed weights, if that is an odd number; ``name``: of its spans.
@@ -182,6 +176,8 @@ class QuantizedConv2d:
         self.name = name
         self.backend = backend or default_backend(weight.device)
         check_backend(self.backend)
+        _check_kernel(kernel, self.backend)
+        self._kernel = kernel
         options = ConvOptions(out_dtype, relu, stride, upscale, bits)
         _check_parameters(weight, bias, multiplier, shift, options)
         self.in_channels = in_channels or weight.shape[3] * (1 + (weight.dtype == torch.uint8))
@@ -202,12 +198,19 @@ class QuantizedConv2d:
         with span(self.name, LAYER):
             if self.packed is not None:
                 return _run_native(self.packed, x, threads, residual)
-            return _IMPLEMENTATIONS[self.backend](x, *self._arguments, residual)
+            return _run(self.backend, self._kernel, x, *self._arguments, residual)
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(f"quantized_conv2d: {message}")
+
+
+def _check_kernel(kernel: str | None, backend: str | None) -> None:
+    if kernel is not None:
+        _require(backend == "cuda", "kernel is an option of the cuda backend")
+        names = ", ".join(CUDA_KERNELS)
+        _require(kernel in CUDA_KERNELS, f"unknown kernel {kernel!r}; there are {names}")
 
 
 def _check_parameters(
@@ -448,6 +451,12 @@ _IMPLEMENTATIONS = {
     "cuda": _cuda,
     "triton": _triton,
 }
+
+
+def _run(backend: str, kernel: str | None, *arguments: object) -> Tensor:
+    if kernel is not None:
+        return _cuda(*arguments, kernel=kernel)
+    return _IMPLEMENTATIONS[backend](*arguments)
 
 
 @torch.library.custom_op("pycodec::quantized_conv2d", mutates_args=())
