@@ -20,8 +20,6 @@ Peer: PyTorch's own operations; nothing to install.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import statistics
@@ -30,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import time_side_by_side
+from measure import keep_memory, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +38,6 @@ from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.pseudocylindrical_pad import read_positions
 from pycodec.projection.widths import TileWidths
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 CALLS = 5  # in a CUDA graph
 WARM_UP = 2  # runs that do not count
 
@@ -210,10 +207,7 @@ def main() -> None:
     torch.manual_seed(0)
     on_gpu = options.device == "cuda"
     if not on_gpu:
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        keep_memory()
     if on_gpu:
         backends = [*(["cuda"] if cuda_kernels() else []), "triton"]
         device = torch.cuda.get_device_name()
