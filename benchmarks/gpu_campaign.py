@@ -8,6 +8,7 @@ all results, among them the fastest launch of the wave decoder for each network.
 
     python benchmarks/gpu_campaign.py --out campaign           # until it exits with 0
     python benchmarks/gpu_campaign.py --out campaign --list    # what is done and what is left
+    python benchmarks/gpu_campaign.py --out campaign --only "time-*"   # some of it
 
 Compares kernels with the reference (tests), with cuDNN and torch.compile (benchmarks/ops), and with
 the measured ceilings of the GPU. Nothing needs to be installed beyond ``pip install '.[test]'``.
@@ -21,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,9 @@ def steps() -> list[Step]:
             needs_building,
         )
     ]
-    found += [Step(f"test-{Path(path).stem[5:]}", (*pytest, path), 400) for path in GPU_TESTS]
+    # What CI runs on the host needs no GPU.
+    on_gpu = (*pytest, "-k", "not host")
+    found += [Step(f"test-{Path(path).stem[5:]}", (*on_gpu, path), 400) for path in GPU_TESTS]
 
     def script(name: str, path: str, *options: str, seconds: int = 300) -> Step:
         return Step(name, ("python", f"benchmarks/{path}", *options, "--json", "{json}"), seconds)
@@ -195,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of state and results")
     parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
     parser.add_argument("--retry", action="store_true", help="repeat what failed")
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="some of the steps")
     parser.add_argument("--list", action="store_true", help="show the steps, run nothing")
     parser.add_argument("--gather", action="store_true", help="write what there is, run nothing")
     options = parser.parse_args(argv)
@@ -202,9 +207,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := missing_files(all_steps):
         parser.error(f"the repository lacks {', '.join(missing)}")
     slices = Slices(all_steps, options.out.resolve())
+    names = [step.name for step in all_steps]
+    if options.only:
+        names = [name for name in names if any(fnmatch(name, p) for p in options.only)]
+        if not names:
+            parser.error(f"no step is called {' or '.join(options.only)}")
     if options.list:
         done = slices.outcomes()
         for step in all_steps:
+            if step.name not in names:
+                continue
             status = done[step.name].status if step.name in done else "to do"
             print(f"{status:<9} {step.name:<32} {' '.join(step.command)}")
         return 0
@@ -213,9 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("torch sees no GPU: nothing to measure", file=sys.stderr)
         return 1
-    finished = options.gather or slices.run(60 * options.minutes, retry=options.retry)
+    minutes, retry = options.minutes, options.retry
+    finished = options.gather or slices.run(60 * minutes, retry=retry, only=names)
     if not finished:
-        left = len(all_steps) - len(slices.outcomes())
+        left = len(set(names) - set(slices.outcomes()))
         print(f"{left} steps are left: run the same command again")
         return MORE_LEFT
     print(f"written to {gather(slices)}")

@@ -112,9 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             names = ", ".join(step.name for step in all_steps)
             parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {names}")
-        all_steps = [step for step in all_steps if step.name in options.only]
     slices = Slices(all_steps, options.out.resolve())
-    finished = slices.run(60 * options.minutes, retry=options.retry)
+    finished = slices.run(60 * options.minutes, retry=options.retry, only=options.only)
 
     from pycodec.profiling.machine import describe_machine, machine_name
 

@@ -1,8 +1,9 @@
 """Runs commands one after the other in slices of limited time, each command once.
 
-What ``run_all.py`` and ``gpu_campaign.py`` have in common. A folder holds the state: ``state.json``
-and, of each command, what it printed and what it wrote. A call does as many commands as fit in its
-slice and the next call goes on from there; nothing is lost when one is interrupted.
+What ``run_all.py`` and ``gpu_campaign.py`` have in common. A folder holds the state: how each
+command ended, what it printed and what it wrote; calls for different commands may share it. A call
+does as many commands as fit in its slice and the next call goes on from there; nothing is lost when
+one is interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,8 @@ class Slices:
         self.steps, self.folder = list(steps), folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / "state.json"
+    def _outcome_file(self, name: str) -> Path:
+        return self.folder / f"{name}.outcome"
 
     def results_file(self, step: Step) -> Path:
         """What ``{json}`` stands for."""
@@ -78,31 +78,29 @@ class Slices:
 
     def outcomes(self) -> dict[str, Outcome]:
         """Of the steps that are done; one whose command has changed since is not."""
-        try:
-            state = json.loads(self._state_file.read_text())
-        except FileNotFoundError:
-            return {}
-        known = {name: Outcome(**outcome) for name, outcome in state.items()}
-        return {
-            step.name: known[step.name]
-            for step in self.steps
-            if step.name in known and known[step.name].command == list(step.command)
-        }
+        known = {}
+        for step in self.steps:
+            with contextlib.suppress(FileNotFoundError):
+                outcome = Outcome(**json.loads(self._outcome_file(step.name).read_text()))
+                if outcome.command == list(step.command):
+                    known[step.name] = outcome
+        return known
 
     def _keep(self, name: str, outcome: Outcome) -> None:
-        done = {key: asdict(value) for key, value in self.outcomes().items()}
-        done[name] = asdict(outcome)
-        temporary = self._state_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(done, indent=1) + "\n")
-        temporary.replace(self._state_file)
+        temporary = self.folder / f"{name}.tmp"
+        temporary.write_text(json.dumps(asdict(outcome)) + "\n")
+        temporary.replace(self._outcome_file(name))
 
-    def run(self, seconds: float, *, retry: bool = False) -> bool:
+    def run(
+        self, seconds: float, *, retry: bool = False, only: Collection[str] | None = None
+    ) -> bool:
         """Runs the steps that are left and fit; whether none is left.
 
         Args:
             seconds: of this slice. A step starts only if all the time that it may take is left,
                 but the first one starts in any case.
             retry: take up again what failed or ran out of time.
+            only: names of the steps to run; by default all.
         """
         end = time.monotonic() + seconds
         done = self.outcomes()
@@ -110,7 +108,7 @@ class Slices:
             done = {name: o for name, o in done.items() if o.status in ("ok", "left out")}
         first = True
         for number, step in enumerate(self.steps, 1):
-            if step.name in done:
+            if step.name in done or (only is not None and step.name not in only):
                 continue
             if not first and time.monotonic() + step.seconds > end:
                 return False

@@ -99,7 +99,8 @@ def encode(
         lossless: keep every pixel as it is; ``quality`` has no meaning then.
         model: name, folder, or a loaded model; None for the package's own: ``photo``,
             ``photo-sphere`` on the sphere, and ``tcae-fast`` for lossless coding.
-        device: of the transforms, such as ``"cuda"``; None for the CPU.
+        device: of the transforms, or of a lossless codec's networks, such as ``"cuda"``; None for
+            the CPU.
         threads: of the CPU; None for all.
         projection: ``erp`` for an equirectangular picture of the whole sphere, ``none`` for any
             other; ``auto`` believes the picture's XMP metadata. Lossless coding knows none.

@@ -40,13 +40,12 @@ from pycodec.projection.metadata import PROJECTIONS
 from pycodec.projection.widths import PRESETS as WIDTH_PRESETS
 
 if TYPE_CHECKING:
-    from pycodec.evaluation.anchors import TestedCodec
     from pycodec.evaluation.evaluate import Measurement
     from pycodec.images import Picture
     from pycodec.projection.viewport import Viewport
 
 _PIPE = "-"
-_PHOTO_CODEC = "photo"  # as an anchor of the codec for the sphere
+_PHOTO_CODEC = "photo"  # as pycodec.evaluation.evaluate says, which takes time to import
 _MODULES = {
     "batch": ("pycodec.batch.cli", "encode, decode or evaluate whole folders, on many machines"),
     "sphere-search": (
@@ -823,10 +822,8 @@ def _model_name(fingerprint: bytes) -> str:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from pycodec.evaluation import anchors, evaluate, plots
+    from pycodec.evaluation import evaluate, plots
     from pycodec.evaluation.extras import require
-    from pycodec.evaluation.metrics import PLANE_METRICS
-    from pycodec.evaluation.sphere import SPHERE_METRICS
 
     paths = [Path(path) for path in expand(args.inputs, PICTURE_SUFFIXES)][: args.pictures]
     if len({path.name for path in paths}) < len(paths):
@@ -834,24 +831,17 @@ def _eval(args: argparse.Namespace) -> int:
     low, high = args.psnr_range or evaluate.DEFAULT_PSNR_RANGE
     if low >= high:
         raise InputError(f"--psnr-range {low:g} {high:g} is empty")
-    sphere = args.projection == "erp"
-    metrics = [
-        metric
-        for metric in (SPHERE_METRICS if sphere else PLANE_METRICS)
-        if not (args.no_ms_ssim and metric.similarity)
-    ]
-    names = args.anchors
-    if names is None:
-        names = (_PHOTO_CODEC,) * sphere + anchors.available_anchors()
-    codecs = [_codec_under_test(args, "pycodec", args.projection)]
+    metrics = evaluate.metrics_for(args.projection, not args.no_ms_ssim)
+    names = evaluate.anchor_names(args.projection) if args.anchors is None else args.anchors
+    qualities = args.qualities or evaluate.DEFAULT_QUALITIES
+    options = {"model": args.model, "device": args.device, "threads": args.threads}
+    codecs = [evaluate.pycodec_under_test(qualities, projection=args.projection, **options)]
     if args.reuse:
         reused = _reused_anchors(args.reuse, names, paths, metrics[0].name)
     else:
         reused = []
         codecs += [
-            _codec_under_test(args, name, "none")
-            if sphere and name == _PHOTO_CODEC
-            else anchors.anchor(name)
+            evaluate.anchor_under_test(name, args.projection, qualities, **options)
             for name in names
         ]
     # A missing package shall not be noticed only after all the work.
@@ -887,19 +877,6 @@ def _eval(args: argparse.Namespace) -> int:
     files = "measurements.csv, summary.json, rate_distortion.png"
     print(f"\nwritten to {printable(str(out))}: {files}")
     return 0
-
-
-def _codec_under_test(args: argparse.Namespace, name: str, projection: str) -> TestedCodec:
-    from pycodec.evaluation import evaluate
-
-    return evaluate.pycodec_under_test(
-        args.qualities or evaluate.DEFAULT_QUALITIES,
-        model=args.model,
-        device=args.device,
-        threads=args.threads,
-        projection=projection,
-        name=name,
-    )
 
 
 def _reused_anchors(

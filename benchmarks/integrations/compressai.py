@@ -6,13 +6,13 @@ The weights are random, but for factors and biases that give streams of a realis
 time depends on widths and sizes. CompressAI's are the best of ``--rounds``, ours of twice as many.
 
 Rates, with ``--trained ARCH=CHECKPOINT --pictures FOLDER``: bytes and PSNR of both on trained
-weights. ``--reproducibility``: how many scale indexes change, and how many pictures decode wrong,
-when torch adds in another order than at encoding.
+weights, those of ``train_compressai.py`` for example. ``--reproducibility``: how many scale indexes
+change, and how many pictures decode wrong, when torch adds in another order than at encoding.
 
 Peer: ``pip install compressai``; without it there is nothing to compare.
 
     python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json \
-        --reproducibility --trained mbt2018=small.pth.tar --pictures KODAK --calibrate TRAIN
+        --reproducibility --trained mbt2018=runs/mbt2018.pth.tar --pictures KODAK --calibrate TRAIN
 """
 
 from __future__ import annotations
@@ -38,36 +38,69 @@ from pycodec.integrations.compressai import accelerate, read_pictures
 # This file has the package's name, and a script's folder is searched first.
 sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 import compressai  # noqa: E402
+from compressai.models import sensetime  # noqa: E402
 from compressai.zoo.image import model_architectures  # noqa: E402
 
-WIDTHS = {"mbt2018-mean": (128, 192), "mbt2018": (192, 192), "cheng2020-anchor": (128,)}
-"""Of quality 3, as compressai.zoo has them."""
+ARCHITECTURES = model_architectures | {
+    "cheng2020-anchor-checkerboard": sensetime.Cheng2020AnchorCheckerboard,
+    "elic2022-official": sensetime.Elic2022Official,
+}
+WIDTHS = {
+    "mbt2018-mean": (128, 192),
+    "mbt2018": (192, 192),
+    "cheng2020-anchor": (128,),
+    "cheng2020-anchor-checkerboard": (128,),
+    "elic2022-official": (192, 320),
+}
+"""Of quality 3, as compressai.zoo has them; the checkerboard's are the anchor's, ELIC's its own."""
 
 
 def random_model(architecture: str) -> nn.Module:
     """Latents of a standard deviation of 0.4; scales of 0.35, give or take 0.2."""
     torch.manual_seed(0)
-    model = model_architectures[architecture](*WIDTHS[architecture]).eval()
+    model = ARCHITECTURES[architecture](*WIDTHS[architecture]).eval()
+    hyper = model.latent_codec.hyper if hasattr(model, "latent_codec") else model
+    x = torch.rand(1, 3, 256, 256)
     with torch.no_grad():
-        x = torch.rand(1, 3, 256, 256)
-        for stack, deviation in ((model.g_a, 0.4), (model.h_a, 2.0)):
+        for stack, deviation in ((model.g_a, 0.4), (hyper.h_a, 2.0)):
             last = [m for m in stack if isinstance(m, nn.Conv2d)][-1]
             factor = deviation / stack(x).std()
             last.weight.mul_(factor)
             last.bias.mul_(factor)
             x = stack(x)
             if stack is model.g_a:
-                seen = torch.round(x)
-        x = model.h_s(torch.round(x))
-        heads = model.h_s
-        if hasattr(model, "entropy_parameters"):
-            heads = model.entropy_parameters
-            x = heads(torch.cat([x, model.context_prediction(seen)], 1))
-        heads[-1].weight.mul_(0.2 / x.std())
-        heads[-1].bias[: model.M] = 0.35
-        heads[-1].bias[model.M :] = 0
+                y = x
+        x = hyper.h_s(torch.round(x))
+        if hyper is not model:
+            set_groups(model.latent_codec.y, y, x)
+        elif hasattr(model, "entropy_parameters"):
+            seen = model.context_prediction(torch.round(y))
+            set_parameters(model.entropy_parameters, torch.cat([x, seen], 1))
+        else:
+            set_parameters(model.h_s, torch.round(hyper.h_a(y)))
     model.update()
     return model
+
+
+def set_parameters(heads: nn.Sequential, x: Tensor) -> None:
+    """Scales and means of the sizes above."""
+    last = heads[-1]
+    last.weight.mul_(0.2 / heads(x).std())
+    scales, means = last.bias.chunk(2)
+    scales.fill_(0.35)
+    means.zero_()
+
+
+def set_groups(codec: nn.Module, y: Tensor, side: Tensor) -> None:
+    """:func:`set_parameters` of all channel groups, one after the other."""
+    sizes = getattr(codec, "groups", [y.shape[1]])
+    parts = torch.round(y).split(list(sizes), 1)
+    for k, own in enumerate(parts):
+        child, known = codec, side
+        if hasattr(codec, "groups"):
+            child = codec.latent_codec[f"y{k}"]
+            known = codec._get_ctx_params(k, side, parts)
+        set_parameters(child.entropy_parameters, child.merge(child.context_prediction(own), known))
 
 
 @contextlib.contextmanager
@@ -76,7 +109,8 @@ def timed_transforms(model: nn.Module) -> Iterator[list[float]]:
     seconds: list[float] = []
     began: list[float] = []
     hooks = []
-    for stack in (model.g_a, model.h_a, model.g_s):
+    hyper = model.latent_codec.hyper if hasattr(model, "latent_codec") else model
+    for stack in (model.g_a, hyper.h_a, model.g_s):
         hooks.append(stack.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())))
         hooks.append(
             stack.register_forward_hook(
@@ -134,7 +168,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def trained_model(architecture: str, checkpoint: Path) -> nn.Module:
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    model = model_architectures[architecture].from_state_dict(state).eval()
+    model = ARCHITECTURES[architecture].from_state_dict(state).eval()
     model.update(force=True)
     return model
 
@@ -142,6 +176,7 @@ def trained_model(architecture: str, checkpoint: Path) -> nn.Module:
 def measure_rate(
     architecture: str, checkpoint: Path, pictures: list[Tensor], calibrate: list | None
 ) -> dict:
+    """Bytes, bits per pixel and mean PSNR of both codecs, on the same weights."""
     model = trained_model(architecture, checkpoint)
     totals = {}
     for name, coder in (("compressai", model), ("pycodec", accelerate(model, calibrate))):
@@ -245,6 +280,7 @@ def main() -> None:
     parser.add_argument("--reproducibility", action="store_true")
     parser.add_argument("--trained", action="append", default=[], metavar="ARCH=CHECKPOINT")
     parser.add_argument("--pictures", type=Path, help="folder, for the rates")
+    parser.add_argument("--set", help="a name for these pictures (default: the folder's)")
     parser.add_argument("--count", type=int, default=24, help="of these pictures")
     parser.add_argument("--calibrate", type=Path, help="folder; made pictures if none is named")
     parser.add_argument("--json", type=Path, help="parts that this run leaves out are kept")
@@ -268,9 +304,13 @@ def main() -> None:
         files = sorted(arguments.pictures.iterdir())[: arguments.count]
         pictures = [picture_of(file) for file in files]
         calibrate = arguments.calibrate and read_pictures(arguments.calibrate)
-        kept = [row for row in report.get("rates", []) if row["model"] not in dict(trained)]
-        measured = [measure_rate(a, Path(c), pictures, calibrate) for a, c in trained]
-        report["rates"] = kept + measured
+        name = arguments.set or arguments.pictures.resolve().name
+        measured = [
+            {"set": name, **measure_rate(architecture, Path(checkpoint), pictures, calibrate)}
+            for architecture, checkpoint in trained
+        ]
+        rows = {(row["set"], row["model"]): row for row in report.get("rates", []) + measured}
+        report["rates"] = sorted(rows.values(), key=lambda row: list(WIDTHS).index(row["model"]))
     if arguments.reproducibility:
         x = photograph()
         crops = [

@@ -12,6 +12,7 @@ from pycodec.batch.run import Report, run_batch
 from pycodec.batch.work import COMMANDS, Job, Outcome
 from pycodec.errors import InputError
 from pycodec.images import DEFAULT_MAX_PIXELS, WRITABLE_FORMATS
+from pycodec.projection.metadata import PROJECTIONS
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             rate.add_argument("-q", "--quality", type=cli.quality, default=50.0, metavar="Q")
             rate.add_argument("--lossless", action="store_true", help="keep every pixel as it is")
             command.add_argument(
+                "--projection",
+                choices=PROJECTIONS,
+                help="erp: all pictures are equirectangular; default: those that say so",
+            )
+            command.add_argument(
                 "--tile", type=cli.tile_size, metavar="N", help="side of the tiles"
             )
         if name == "decode":
@@ -39,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "eval":
             command.add_argument("--qualities", type=cli.quality_list, metavar="Q,Q,...")
             command.add_argument("--anchors", type=cli.name_list, metavar="NAME,...")
+            command.add_argument(
+                "--projection",
+                choices=("none", "erp"),
+                help="erp: equirectangular pictures; quality is measured on the sphere",
+            )
             command.add_argument("--no-ms-ssim", dest="ms_ssim", action="store_false")
         else:
             command.add_argument(
@@ -115,15 +126,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluation_options(args: argparse.Namespace) -> dict[str, Any]:
-    from pycodec.evaluation import anchors, evaluate
+    from pycodec.evaluation import evaluate
     from pycodec.evaluation.extras import require
 
+    projection = args.projection or "none"
+    needed = {metric.name for metric in evaluate.metrics_for(projection, args.ms_ssim)}
     # A missing package shall not be noticed only after all the work.
-    for module in ["matplotlib", "bjontegaard"] + ["pytorch_msssim"] * args.ms_ssim:
+    for module in ["matplotlib", "bjontegaard"] + ["pytorch_msssim"] * ("ms_ssim" in needed):
         require(module, "eval")
-    names = anchors.available_anchors() if args.anchors is None else args.anchors
+    names = evaluate.anchor_names(projection) if args.anchors is None else args.anchors
     for name in names:
-        anchors.anchor(name)
+        evaluate.anchor_under_test(name, projection)
     return {"qualities": args.qualities or evaluate.DEFAULT_QUALITIES, "anchors": tuple(names)}
 
 

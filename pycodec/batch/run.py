@@ -104,7 +104,8 @@ def run_batch(
                 if watcher is not None:
                     watcher.finished(outcome)
         if job.command == "eval":
-            _summarize(destination, [task for task in tasks if task.source not in report.failed])
+            done = [task for task in tasks if task.source not in report.failed]
+            _summarize(destination, done, job.projection or "none")
     return report
 
 
@@ -218,7 +219,7 @@ def _note(outcome: Outcome, manifest: Manifest, report: Report) -> None:
     report.bytes_out += outcome.bytes_out
 
 
-def _summarize(destination: Folder, tasks: Sequence[Task]) -> None:
+def _summarize(destination: Folder, tasks: Sequence[Task], projection: str) -> None:
     """``measurements.csv``, ``summary.json`` and ``rate_distortion.png`` of all pictures."""
     from pycodec.evaluation import evaluate, plots
 
@@ -228,11 +229,12 @@ def _summarize(destination: Folder, tasks: Sequence[Task]) -> None:
     if not rows:
         return
     measurements = [evaluate.Measurement.from_row(row) for row in rows]
-    summary = evaluate.summarize(measurements)
+    metrics = evaluate.metrics_for(projection)
+    summary = evaluate.summarize(measurements, metrics)
     with tempfile.TemporaryDirectory(prefix="pycodec-batch-") as name:
         folder = Path(name)
         evaluate.write_csv(measurements, folder / "measurements.csv")
         evaluate.write_json(summary, folder / "summary.json")
-        plots.plot_rate_distortion(summary, folder / "rate_distortion.png")
+        plots.plot_rate_distortion(summary, folder / "rate_distortion.png", metrics)
         for path in sorted(folder.iterdir()):
             destination.write(path.name, path.read_bytes())

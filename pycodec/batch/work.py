@@ -40,6 +40,8 @@ class Job:
         full_names: ``a.png`` becomes ``a.png.lci`` instead of ``a.lci``.
         force: replace files that no batch has written.
         quality, lossless, tile: of ``encode``, as in :func:`pycodec.api.encode_picture`.
+        projection: of ``encode``, as there, and of ``eval``, ``none`` or ``erp``; None for
+            ``auto`` and ``none``.
         format: of ``decode``, one of :data:`pycodec.images.WRITABLE_FORMATS`.
         qualities, anchors, ms_ssim: of ``eval``, see :mod:`pycodec.evaluation`.
     """
@@ -56,6 +58,7 @@ class Job:
     quality: float = 50.0
     lossless: bool = False
     tile: int | None = None
+    projection: str | None = None
     format: str = "png"
     qualities: tuple[float, ...] = ()
     anchors: tuple[str, ...] = ()
@@ -91,6 +94,8 @@ class Job:
         chosen = {name: getattr(self, name) for name in ("command", *names)}
         if self.lossless:
             del chosen["quality"]
+        if self.projection is not None:
+            chosen["projection"] = self.projection
         text = json.dumps({**chosen, "fingerprint": fingerprint}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -231,6 +236,7 @@ def _encoder(job: Job) -> _Converter:
             device=job.device,
             threads=job.threads,
             tile=job.tile,
+            projection=job.projection or "auto",
         )[0]
 
     return encode
@@ -254,17 +260,16 @@ def _decoder(job: Job) -> _Converter:
 
 
 def _evaluator(job: Job) -> _Converter:
-    from pycodec.evaluation import anchors, evaluate
-    from pycodec.evaluation.metrics import PLANE_METRICS
+    from pycodec.evaluation import evaluate
 
-    codecs = [
-        evaluate.pycodec_under_test(
-            job.qualities, model=job.model, device=job.device, threads=job.threads
-        ),
-        *map(anchors.anchor, job.anchors),
+    projection = job.projection or "none"
+    options = {"model": job.model, "device": job.device, "threads": job.threads}
+    codecs = [evaluate.pycodec_under_test(job.qualities, projection=projection, **options)]
+    codecs += [
+        evaluate.anchor_under_test(name, projection, job.qualities, **options)
+        for name in job.anchors
     ]
-
-    metrics = [m for m in PLANE_METRICS if job.ms_ssim or not m.similarity]
+    metrics = evaluate.metrics_for(projection, job.ms_ssim)
 
     def measure(name: str, data: bytes, warnings: list[str]) -> bytes:
         with tempfile.TemporaryDirectory(prefix="pycodec-batch-") as folder:

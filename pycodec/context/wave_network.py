@@ -380,18 +380,8 @@ class EncodingPass:
         Returns:
             Activations int8 [n, W, G * in_width], and accumulators [n, W, G], whole numbers.
         """
-        head = self.network.layers[-1]
         windows = torch.from_numpy(self._native.head_input(list(rows)))
-        weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2)
-        weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
-        bias = torch.from_numpy(head.bias)
-        bound = int((128 * weight.long().abs().sum((1, 2, 3)) + bias.long().abs()).max())
-        # Either way all sums of products of bytes are exact.
-        dtype = torch.float32 if bound < 1 << 24 else torch.float64
-        sums = F.conv2d(windows.permute(0, 3, 1, 2).to(dtype), weight.to(dtype), bias.to(dtype))
-        radius = weight.shape[2] // 2
-        features = windows[:, radius, radius : radius + self.symbols.shape[2]]
-        return features.numpy(), sums[:, :, 0].permute(0, 2, 1).numpy()
+        return head_input(self.network.layers[-1], windows, self.symbols.shape[2])
 
     def order(
         self, network: WaveNetwork | None = None
@@ -401,6 +391,28 @@ class EncodingPass:
         if network.backend != "native":
             return network.order(self.symbols, self._threads, side=self._side)
         return self._native.finish(network._native, self._threads)
+
+
+def head_input(
+    head: IntegerLayer, windows: torch.Tensor, width: int
+) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+    """What the last layer sees in n rows, and its accumulators; see ``EncodingPass.head_input``.
+
+    Args:
+        head: the layer, with a kernel of 2r + 1.
+        windows: its input with a border, int8 [n, 2r + 1, width + 2r, G * in_width].
+        width: of the picture.
+    """
+    weight = torch.from_numpy(head.weight).permute(0, 3, 1, 2)
+    weight = weight * expand_mask(torch.from_numpy(head.mask), weight)
+    bias = torch.from_numpy(head.bias)
+    bound = int((128 * weight.long().abs().sum((1, 2, 3)) + bias.long().abs()).max())
+    # Either way all sums of products of bytes are exact.
+    dtype = torch.float32 if bound < 1 << 24 else torch.float64
+    sums = F.conv2d(windows.permute(0, 3, 1, 2).to(dtype), weight.to(dtype), bias.to(dtype))
+    radius = weight.shape[2] // 2
+    features = windows[:, radius, radius : radius + width]
+    return features.numpy(), sums[:, :, 0].permute(0, 2, 1).numpy()
 
 
 def _check_threads(threads: int) -> None:

@@ -8,6 +8,7 @@ same code on the host.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pycodec.coding import rans, rans_cuda
 from pycodec.coding.tables import TableSet
-from pycodec.context.wave_network import SYMBOLS, IntegerLayer, WaveNetwork
+from pycodec.context.wave_network import SYMBOLS, IntegerLayer, WaveNetwork, head_input
 from pycodec.errors import CorruptStreamError, InputError
 from pycodec.ops import trimmed_kernels
 from pycodec.ops.backends import check_backend, cuda_kernels
@@ -108,22 +109,30 @@ class CudaWaveNetwork:
         Raises:
             InputError: ``symbols`` are not int32 [G, H, W], or ``side`` does not fit.
         """
-        symbols = np.ascontiguousarray(symbols)
-        groups = self.network.groups
-        if symbols.dtype != np.int32 or symbols.ndim != 3 or symbols.shape[0] != groups:
-            raise InputError(f"symbols must be int32 [{groups}, H, W]")
-        side = self.network._checked(side, *symbols.shape[1:])
+        symbols, side = self.network._checked_symbols(symbols, 1, side)
         if symbols.size == 0:
             return np.empty(0, np.int32), np.empty(0, np.uint8)
-        on_device = torch.from_numpy(symbols).to(self.device)
-        tensors = [_channels_last(on_device.clamp(-128, 127).to(torch.int8))]
-        tensors += [_channels_last(torch.from_numpy(s).to(self.device)) for s in side]
-        for on_gpu in self._layers:
-            tensors.append(on_gpu.run(tensors))
-        indexes = tensors[-1][0].permute(2, 0, 1).reshape(-1).view(torch.uint8)
-        permutation = self._coding_order(*symbols.shape[1:]).permutation
-        ordered = on_device.view(-1)[permutation], indexes[permutation]
-        return tuple(t.cpu().numpy() for t in ordered)
+        return CudaEncodingPass(self, symbols, side).order()
+
+    def begin(
+        self,
+        symbols: NDArray[np.int32],
+        threads: int = 1,
+        *,
+        side: Sequence[NDArray[np.int8]] = (),
+    ) -> CudaEncodingPass:
+        """As :meth:`WaveNetwork.begin`; ``threads`` do not matter."""
+        symbols, side = self.network._checked_symbols(symbols, threads, side)
+        if symbols.size == 0:
+            raise InputError("there are no symbols")
+        return CudaEncodingPass(self, symbols, side)
+
+    def with_head(self, network: WaveNetwork) -> CudaWaveNetwork:
+        """``network`` on the GPU, which differs from this one's in the last layer's weights."""
+        changed = copy.copy(self)
+        changed.network = network
+        changed._layers = [*self._layers[:-1], _DeviceLayer(network.layers[-1], self.device)]
+        return changed
 
     def encode(
         self,
@@ -145,9 +154,12 @@ class CudaWaveNetwork:
         width: int,
         *,
         side: Sequence[NDArray[np.int8]] = (),
+        threads: int = 1,
         launch: Launch | None = None,
     ) -> NDArray[np.int32]:
         """The symbols of a stream of :meth:`encode`: int32 [G, height, width].
+
+        ``threads`` are those of :meth:`WaveNetwork.decode` and do not matter.
 
         Raises:
             InputError: a size is negative, an index has no table, or ``side`` or ``launch`` does
@@ -259,6 +271,43 @@ class CudaWaveNetwork:
         if self._order is None or self._order[0] != (height, width):
             self._order = (height, width), _Order.of(self.network, height, width, self.device)
         return self._order[1]
+
+
+class CudaEncodingPass:
+    """An :class:`~pycodec.context.wave_network.EncodingPass` on a GPU: all layers but the last."""
+
+    def __init__(
+        self, on_gpu: CudaWaveNetwork, symbols: NDArray[np.int32], side: list[NDArray[np.int8]]
+    ) -> None:
+        self.network, self.symbols = on_gpu.network, symbols
+        self._on_gpu = on_gpu
+        self._symbols = torch.from_numpy(symbols).to(on_gpu.device)
+        self._tensors = [_channels_last(self._symbols.clamp(-128, 127).to(torch.int8))]
+        self._tensors += [_channels_last(torch.from_numpy(s).to(on_gpu.device)) for s in side]
+        for layer in on_gpu._layers[:-1]:
+            self._tensors.append(layer.run(self._tensors))
+
+    def head_input(self, rows: Sequence[int]) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+        """As of :class:`~pycodec.context.wave_network.EncodingPass`."""
+        head = self.network.layers[-1]
+        seen = self._tensors[head.input][0]
+        kernel = head.weight.shape[1]
+        radius = kernel // 2
+        padded = torch.nn.functional.pad(seen, (0, 0, radius, radius, radius, radius))
+        places = torch.tensor(rows)[:, None] + torch.arange(kernel)
+        return head_input(head, padded[places.to(seen.device)].cpu(), seen.shape[1])
+
+    def order(
+        self, network: WaveNetwork | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """As of :class:`~pycodec.context.wave_network.EncodingPass`."""
+        on_gpu = self._on_gpu
+        if network is not None and network is not self.network:
+            on_gpu = on_gpu.with_head(network)
+        indexes = on_gpu._layers[-1].run(self._tensors)[0].permute(2, 0, 1).reshape(-1)
+        permutation = on_gpu._coding_order(*self.symbols.shape[1:]).permutation
+        ordered = self._symbols.view(-1)[permutation], indexes.view(torch.uint8)[permutation]
+        return tuple(t.cpu().numpy() for t in ordered)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 
 from pycodec.errors import CodecError, InputError
+from pycodec.evaluation import anchors
 from pycodec.evaluation.anchors import TestedCodec
 from pycodec.evaluation.bd_rate import bd_rate
 from pycodec.evaluation.metrics import PLANE_METRICS, Metric
+from pycodec.evaluation.sphere import SPHERE_METRICS
 from pycodec.images import Picture, atomic_write, load_image
 
 # Where JPEG is usable: below 28 dB it falls apart, above 40 dB the differences cannot be seen.
 DEFAULT_PSNR_RANGE = (28.0, 40.0)
 DEFAULT_QUALITIES = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
+
+PHOTO_CODEC = "photo"
+"""The anchor of the codec for the sphere that is the photo codec on the same pixels."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,36 @@ def pycodec_under_test(
         return api.decode_picture(data, model=model, device=device, threads=threads)[0].pixels
 
     return TestedCodec(name, tuple(qualities), encode, decode)
+
+
+def metrics_for(projection: str, similarity: bool = True) -> list[Metric]:
+    """Of pictures of a projection, ``none`` or ``erp``; similarities, which take time, or not."""
+    metrics = SPHERE_METRICS if projection == "erp" else PLANE_METRICS
+    return [metric for metric in metrics if similarity or not metric.similarity]
+
+
+def anchor_names(projection: str) -> tuple[str, ...]:
+    """All anchors that this installation can run; of the sphere also the photo codec."""
+    return (PHOTO_CODEC,) * (projection == "erp") + anchors.available_anchors()
+
+
+def anchor_under_test(
+    name: str, projection: str, qualities: Sequence[float] = DEFAULT_QUALITIES, **options: Any
+) -> TestedCodec:
+    """An anchor by its name.
+
+    Args:
+        name: one of ``ANCHOR_NAMES``, or, of the sphere, ``PHOTO_CODEC``.
+        projection: of the pictures, ``none`` or ``erp``.
+        qualities, options: of the photo codec, see :func:`pycodec_under_test`.
+
+    Raises:
+        InputError: no such anchor.
+        CodecError: this installation cannot run it.
+    """
+    if projection == "erp" and name == PHOTO_CODEC:
+        return pycodec_under_test(qualities, name=name, projection="none", **options)
+    return anchors.anchor(name)
 
 
 def measure(

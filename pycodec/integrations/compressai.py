@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,9 @@ def accelerate(
 
     Args:
         model: a trained ``FactorizedPrior``, ``ScaleHyperprior``, ``MeanScaleHyperprior``,
-            ``JointAutoregressiveHierarchicalPriors``, ``Cheng2020Anchor`` or
-            ``Cheng2020Attention``, or what has the same parts.
+            ``JointAutoregressiveHierarchicalPriors``, ``Cheng2020Anchor``,
+            ``Cheng2020Attention``, ``Cheng2020AnchorCheckerboard``, ``Elic2022Official`` or
+            ``Elic2022Chandelier``, or what has the same parts.
         calibrate: some pictures like those to come, uint8 [H, W, 3] or float [3, H, W] in 0..1: the
             ranges of integer activations are chosen by up to 16 of them. None for made ones, which
             will do. Encoder and decoder need the same.
@@ -69,9 +70,12 @@ def accelerate(
         UnsupportedError: the model is of another kind, or has a context and ``exact`` is asked for.
         InputError: an argument cannot be used.
     """
-    for part in ("g_a", "g_s", "entropy_bottleneck"):
+    has_latent_codec = isinstance(getattr(model, "latent_codec", None), nn.Module)
+    for part in ("g_a", "g_s", "latent_codec" if has_latent_codec else "entropy_bottleneck"):
         if not isinstance(getattr(model, part, None), nn.Module):
             raise UnsupportedError(f"{type(model).__name__} has no {part}: no such model is known")
+    if hasattr(model, "Gain"):
+        raise UnsupportedError(f"{type(model).__name__} has gains: no such model is known")
     if exact:
         return ExactModel(model, threads)
     return AcceleratedModel(model, _calibration_batch(calibrate), threads)
@@ -141,6 +145,10 @@ class AcceleratedModel(_Wrapped):
     def compress(self, x: Tensor) -> dict[str, Any]:
         """As CompressAI's: ``strings``, a list of streams for each kind of latents; ``shape``.
 
+        All latents of a picture are in one stream, also of models with groups of channels or a
+        checkerboard, for which CompressAI has one for each step. Models built of latent codecs have
+        ``shape`` for each of them, and ``y_hat``, the latents as decoded.
+
         Args:
             x: float [N, 3, H, W] in 0..1, H and W multiples of 64 (16 without a hyperprior).
 
@@ -156,23 +164,41 @@ class AcceleratedModel(_Wrapped):
             for i in range(len(y))
         ]
         strings = [list(kind) for kind in zip(*(c.streams for c in coded), strict=True)]
-        return {"strings": strings, "shape": (y if z is None else z).shape[-2:]}
+        shape = (y if z is None else z).shape[-2:]
+        if not hasattr(self.model, "latent_codec"):
+            return {"strings": strings, "shape": shape}
+        y_hat = _float_latents([c.latents for c in coded]).to(self.device)
+        shapes = {"y": _shape_of(self.model.latent_codec.y, y.shape[1:]), "hyper": shape}
+        return {"strings": strings, "shape": shapes, "y_hat": y_hat}
 
     @torch.no_grad()
-    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict:
+    def decompress(
+        self,
+        strings: Sequence[Sequence[bytes]],
+        shape: Sequence[int] | Mapping[str, Any],
+        y_hat: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """``x_hat``, float [N, 3, H, W] in 0..1, of what :meth:`compress` returned.
+
+        Args:
+            strings, shape: as they were.
+            y_hat: not looked at.
 
         Raises:
             CorruptStreamError: a stream is damaged.
             InputError: an argument is not what :meth:`compress` returns.
         """
+        if hasattr(self.model, "latent_codec"):
+            if not isinstance(shape, Mapping) or "hyper" not in shape:
+                raise InputError(f"shape must have those of all latent codecs, not {shape!r}")
+            shape = shape["hyper"]
         _check_results(strings, shape, 1 + self.entropy_model.has_hyperprior)
         height, width = shape
         latents = [
-            self.entropy_model.decode(streams, height, width, self._threads).permute(2, 0, 1)
+            self.entropy_model.decode(streams, height, width, self._threads)
             for streams in zip(*strings, strict=True)
         ]
-        return self._reconstruct(torch.stack(latents).float() / (1 << LATENT_BITS))
+        return self._reconstruct(_float_latents(latents))
 
 
 class ExactModel(_Wrapped):
@@ -180,7 +206,7 @@ class ExactModel(_Wrapped):
 
     def __init__(self, model: nn.Module, threads: int | None = None) -> None:
         super().__init__(model, threads)
-        if hasattr(model, "context_prediction"):
+        if hasattr(model, "context_prediction") or hasattr(model, "latent_codec"):
             raise UnsupportedError(
                 "streams of models with a context are not reproducible in floating point, not even "
                 "by CompressAI on another machine: leave out exact (docs/integrations.md)"
@@ -367,6 +393,22 @@ def _cdf_tables(entropy_model: nn.Module) -> compressai_ans.CdfTables:
         raise InputError("the model has no tables yet: call its update() first")
     arrays = (entropy_model._quantized_cdf, entropy_model._cdf_length, entropy_model._offset)
     return compressai_ans.CdfTables(*(a.cpu().numpy() for a in arrays))
+
+
+def _float_latents(latents: Sequence[Tensor]) -> Tensor:
+    """Fixed point [H, W, M] of each picture to float [N, M, H, W]."""
+    return torch.stack([one.permute(2, 0, 1) for one in latents]).float() / (1 << LATENT_BITS)
+
+
+def _shape_of(codec: nn.Module, shape: torch.Size) -> Any:
+    """Of latents [M, H, W], as CompressAI's latent codecs have it in their results."""
+    if hasattr(codec, "channel_context"):
+        sizes = enumerate(codec.groups)
+        return [
+            _shape_of(codec.latent_codec[f"y{k}"], torch.Size((size, *shape[1:])))
+            for k, size in sizes
+        ]
+    return shape if hasattr(codec, "anchor_parity") else shape[1:]
 
 
 def _check_results(strings: Any, shape: Any, kinds: int) -> None:

@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pycodec.projection.grid import SphereGrid
+from pycodec.projection.grid import GridBatch, SphereGrid
 
 QUALITY_NODES = 9
 """Nodes of every piecewise linear function of quality."""
 
 
-_GRID: contextvars.ContextVar[SphereGrid | None] = contextvars.ContextVar("grid", default=None)
+Grid = SphereGrid | GridBatch
+
+_GRID: contextvars.ContextVar[Grid | None] = contextvars.ContextVar("grid", default=None)
 
 
 @contextlib.contextmanager
-def on_sphere(grid: SphereGrid) -> Iterator[None]:
+def on_sphere(grid: Grid) -> Iterator[None]:
     """Within, batches are the tiles of ``grid``; convolutions pad as these lie on the sphere."""
     token = _GRID.set(grid)
     try:
@@ -29,7 +31,7 @@ def on_sphere(grid: SphereGrid) -> Iterator[None]:
         _GRID.reset(token)
 
 
-def current_grid() -> SphereGrid | None:
+def current_grid() -> Grid | None:
     """The tiles that batches are at present: see :func:`on_sphere`."""
     return _GRID.get()
 

@@ -8,8 +8,10 @@ channel is a function of quality, so one set of weights serves every quality.
 
 from __future__ import annotations
 
+import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from pycodec.context.quadtree import STAGES, stage_mask
 from pycodec.models.blocks import QualityTable, current_grid
 from pycodec.ops.quadtree_stage import LOG2_SCALE_MIN, LOG2_UNITS, SCALE_LEVELS
-from pycodec.projection.grid import SphereGrid
 from pycodec.quantization.fake_quant import QuantizedActivation, QuantizedConv2d, round_ste
 
 MIN_LOG2_SCALE = LOG2_SCALE_MIN / LOG2_UNITS
@@ -177,8 +178,9 @@ class EntropyModel(nn.Module):
         decoded = torch.zeros_like(y)
         mean = torch.zeros_like(y)
         log2_scale = torch.zeros_like(y)
+        masks = _stage_masks(channels, height, width, y.device, y.dtype)
         for stage, network in enumerate(self.stages):
-            mask = torch.from_numpy(stage_mask(stage, channels, height, width)).to(y.dtype)
+            mask = masks[stage]
             seen = self.latent_input(decoded) if stage else decoded
             stage_mean, stage_log2 = network(
                 features, self.hyper_synthesis.act4.scale, seen, self.latent_input.scale, quality
@@ -193,10 +195,15 @@ class EntropyModel(nn.Module):
         bits = gaussian_bits(noisy, torch.exp2(log2_scale.clamp(max=MAX_LOG2_SCALE)))
         grid = current_grid()
         if grid is not None:
-            bits, z_bits = bits * _own(grid, bits), z_bits * _own(grid, z_bits)
+            bits, z_bits = bits * grid.own(bits), z_bits * grid.own(z_bits)
         return decoded, bits.sum(dim=(1, 2, 3)), z_bits.sum(dim=(1, 2, 3))
 
 
-def _own(grid: SphereGrid, x: Tensor) -> Tensor:
-    """Where ``x [T, C, h, w]`` has meaning: ``[T, 1, h, w]``, of zeros and ones."""
-    return torch.from_numpy(grid.mask(x.shape[2])[:, None]).to(x)
+@functools.lru_cache(maxsize=8)
+def _stage_masks(
+    channels: int, height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Ones where each stage has its symbols: ``[STAGES, channels, height, width]``."""
+    masks = np.stack([stage_mask(stage, channels, height, width) for stage in range(STAGES)])
+    with torch.inference_mode(False):  # whoever comes first: training may come next
+        return torch.from_numpy(masks).to(device, dtype)

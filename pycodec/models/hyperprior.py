@@ -1,15 +1,17 @@
 """Entropy models of the published hyperprior family, in integers.
 
 Factorized prior and scale hyperprior (Balle et al., ICLR 2018), mean and scale hyperprior and joint
-autoregressive model (Minnen et al., NeurIPS 2018), Cheng et al. (CVPR 2020): networks that were
-trained in floating point, exported by :func:`export_entropy_model` and run by
-:class:`HyperpriorEntropyModel`. Nothing between a stream and its symbols is computed in floating
-point, and neither are the means: a stream decodes to the same latents on every machine.
+autoregressive model (Minnen et al., NeurIPS 2018), Cheng et al. (CVPR 2020), checkerboard and ELIC
+(He et al., CVPR 2021 and 2022): networks that were trained in floating point, exported by
+:func:`export_entropy_model` and run by :class:`HyperpriorEntropyModel`. Nothing between a stream
+and its symbols is computed in floating point, and neither are the means: a stream decodes to the
+same latents on every machine.
 
 Numbers: latents and means in units of 2**-LATENT_BITS, hyperlatents of 2**-HYPER_BITS, scales of
 2**-SCALE_BITS; a scale's table is the number of thresholds below it (CompressAI's
 ``build_indexes``). Order of symbols: hyperlatents in raster order, channels innermost; latents
-likewise, or in the order of :mod:`pycodec.context.gaussian_waves` where there is a context.
+likewise, or where there is a context in the order of :mod:`pycodec.context.gaussian_waves` or
+:mod:`pycodec.context.gaussian_groups`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 
 from pycodec.coding import rans
 from pycodec.coding.tables import TableSet, quantize_pmf
+from pycodec.context.gaussian_groups import GaussianGroups
 from pycodec.context.gaussian_waves import (
     MAX_LATENT,
     MAX_SYMBOL,
@@ -36,13 +39,16 @@ from pycodec.context.gaussian_waves import (
 )
 from pycodec.context.integer_entropy_model import pixel_shuffle
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
+from pycodec.models.latent_codecs import entropy_parts, export_groups, load_groups
 from pycodec.models.tiling import add_seconds
-from pycodec.ops.int16_conv2d import Int16Conv2d
 from pycodec.quantization.int16 import (
     ACTIVATION_LIMIT,
     float_layers,
     integer_network,
     load_layer,
+    load_stack,
+    save_stack,
+    under,
 )
 
 LATENT_BITS, HYPER_BITS, SCALE_BITS = 8, 6, 12
@@ -99,9 +105,9 @@ class HyperpriorEntropyModel:
         try:
             self._medians = tensors["medians"]
             self.bottleneck_tables = _load_tables(tensors, "bottleneck_tables.")
-            self.hyper_synthesis = _load_stack(tensors, "hyper", backend)
+            self.hyper_synthesis = load_stack(tensors, "hyper", backend)
             self.has_hyperprior = bool(self.hyper_synthesis)
-            self.waves: GaussianWaves | None = None
+            self.context_model: GaussianWaves | GaussianGroups | None = None
             if not self.has_hyperprior:
                 self.channels, self.has_means = len(self._medians), False
             else:
@@ -116,10 +122,11 @@ class HyperpriorEntropyModel:
     def _load_hyperprior(self, tensors: Mapping[str, Tensor], backend: str) -> None:
         side_channels = len(self.hyper_synthesis[-1][0].bias)
         self.channels = int(tensors["channels"])
-        heads = _load_stack(tensors, "head", backend)
+        heads = load_stack(tensors, "head", backend)
+        groups = load_groups(tensors, backend)
         if heads:
-            context, _ = load_layer(_under(tensors, "context."), backend)
-            self.waves = GaussianWaves(
+            context, _ = load_layer(under(tensors, "context."), backend)
+            self.context_model = GaussianWaves(
                 context=context,
                 heads=[head for head, _ in heads],
                 side_channels=side_channels,
@@ -129,11 +136,20 @@ class HyperpriorEntropyModel:
                 thresholds=self._thresholds,
                 backend=backend,
             )
-            if self.waves.channels != self.channels:
-                raise InputError("the context does not fit the latents")
+        elif groups:
+            self.context_model = GaussianGroups(
+                groups=groups,
+                side_channels=side_channels,
+                context_shift=int(tensors["context_shift"]),
+                context_limit=ACTIVATION_LIMIT,
+                fraction_bits=LATENT_BITS,
+                thresholds=self._thresholds,
+            )
         elif side_channels not in (self.channels, 2 * self.channels):
             raise InputError("the hyperprior does not fit the latents")
-        self.has_means = bool(heads) or side_channels == 2 * self.channels
+        if self.context_model is not None and self.context_model.channels != self.channels:
+            raise InputError("the context does not fit the latents")
+        self.has_means = self.context_model is not None or side_channels == 2 * self.channels
         if self.latent_tables.num_tables <= len(self._thresholds):
             raise InputError("the entropy model has too few tables")
 
@@ -176,8 +192,8 @@ class HyperpriorEntropyModel:
             )
             fixed = fixed.clamp(-MAX_LATENT, MAX_LATENT).to(torch.int32).contiguous().numpy()
             side = self._synthesize(decoded, threads)
-            if self.waves is not None:
-                symbols, indexes, decoded = self.waves.encode(fixed, side, threads)
+            if self.context_model is not None:
+                symbols, indexes, decoded = self.context_model.encode(fixed, side, threads)
             else:
                 indexes, means = self._parameters(side)
                 symbols = quantize(fixed, means, LATENT_BITS)
@@ -226,8 +242,9 @@ class HyperpriorEntropyModel:
         decoded = reconstruct(symbols, self._medians.numpy(), bits)
         if self.has_hyperprior:
             side = self._synthesize(decoded, threads)
-            if self.waves is not None:
-                decoded = self.waves.decode(streams[0], self.latent_tables, side, threads)
+            if self.context_model is not None:
+                tables = self.latent_tables
+                decoded = self.context_model.decode(streams[0], tables, side, threads)
             else:
                 indexes, means = self._parameters(side)
                 decoder = rans.RansDecoder(streams[0], self.latent_tables)
@@ -290,12 +307,8 @@ class HyperpriorEntropyModel:
             raise InputError("the latents are not all finite")
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def _load_tables(tensors: Mapping[str, Tensor], prefix: str) -> TableSet:
-    return TableSet.from_arrays(_under(tensors, prefix))
+    return TableSet.from_arrays(under(tensors, prefix))
 
 
 def _save_tables(tables: TableSet, prefix: str) -> dict[str, Tensor]:
@@ -303,55 +316,40 @@ def _save_tables(tables: TableSet, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: torch.from_numpy(array.astype(np.int32)) for name, array in arrays}
 
 
-def _load_stack(
-    tensors: Mapping[str, Tensor], name: str, backend: str
-) -> list[tuple[Int16Conv2d, bool]]:
-    layers = []
-    while f"{name}{len(layers)}.weight" in tensors:
-        layers.append(load_layer(_under(tensors, f"{name}{len(layers)}."), backend))
-    return layers
-
-
-def _save_stack(layers: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
-    return {f"{name}{i}.{k}": v for i, layer in enumerate(layers) for k, v in layer.items()}
-
-
 @torch.no_grad()
 def export_entropy_model(model: nn.Module, pictures: Tensor) -> dict[str, Tensor]:
     """The integer tensors of :class:`HyperpriorEntropyModel`.
 
     Args:
-        model: on the CPU, with ``g_a``, ``entropy_bottleneck`` (its parameters have CompressAI's
-            names) and, as far as it has them, ``h_a``, ``h_s``, ``gaussian_conditional``,
-            ``context_prediction``, ``entropy_parameters``.
+        model: on the CPU, with ``g_a`` and what :func:`entropy_parts` looks for.
         pictures: float [B, 3, H, W] in 0..1, H and W multiples of 64: what the scales of
             activations are chosen by.
 
     Raises:
         UnsupportedError: the model has something that no integer form is known for.
     """
+    parts = entropy_parts(model)
     y = model.g_a(pictures).float()
     channels = y.shape[1]
-    tables, medians = bottleneck_tables(model.entropy_bottleneck.state_dict())
+    tables, medians = bottleneck_tables(parts.entropy_bottleneck.state_dict())
     tensors = _save_tables(tables, "bottleneck_tables.")
-    has_hyperprior = getattr(model, "h_s", None) is not None
-    bits = HYPER_BITS if has_hyperprior else LATENT_BITS
+    bits = HYPER_BITS if parts.h_s is not None else LATENT_BITS
     tensors["medians"] = torch.round(medians * (1 << bits)).to(torch.int32)
-    if not has_hyperprior:
+    if parts.h_s is None:
         return tensors
     tensors["channels"] = torch.tensor(channels, dtype=torch.int32)
-    scales = model.gaussian_conditional.scale_table.tolist() or list(DEFAULT_SCALES)
+    scales = parts.scale_table or list(DEFAULT_SCALES)
     tensors["thresholds"] = torch.tensor(
         [math.floor(s * (1 << SCALE_BITS)) for s in scales[:-1]], dtype=torch.int32
     )
     tensors |= _save_tables(TableSet.gaussian(scales, PRECISION), "latent_tables.")
 
-    layers = float_layers(model.h_s)
+    layers = float_layers(parts.h_s)
     outputs = len(layers[-1].bias) // (4 if layers[-1].shuffle else 1)
-    context = getattr(model, "context_prediction", None)
-    if context is None and outputs not in (channels, 2 * channels):
+    has_context = parts.context is not None or bool(parts.groups)
+    if not has_context and outputs not in (channels, 2 * channels):
         raise UnsupportedError(f"a hyperprior of {outputs} channels for {channels} latents")
-    z = hyperlatents(model, y, abs_latents=context is None and outputs == channels)
+    z = hyperlatents(model, y, abs_latents=not has_context and outputs == channels)
     if tuple(HYPER_STRIDE * size for size in z.shape[2:]) != tuple(y.shape[2:]):
         raise UnsupportedError("hyperlatents must be a quarter of the latents in height and width")
     medians = medians.float().view(1, -1, 1, 1)
@@ -360,34 +358,40 @@ def export_entropy_model(model: nn.Module, pictures: Tensor) -> dict[str, Tensor
     mean_scale = torch.full((channels,), 2.0**-LATENT_BITS, dtype=torch.float64)
     scale_scale = torch.full((channels,), 2.0**-SCALE_BITS, dtype=torch.float64)
     both = torch.cat([scale_scale, mean_scale])
-    if context is None:
+    if not has_context:
         integers, _, _ = integer_network(
             layers, z, z_scale, both[:outputs], last_limit=PARAMETER_LIMIT
         )
-        return tensors | _save_stack(integers, "hyper")
+        return tensors | save_stack(integers, "hyper")
     integers, side, side_scale = integer_network(layers, z, z_scale)
-    tensors |= _save_stack(integers, "hyper")
+    tensors |= save_stack(integers, "hyper")
 
     y_hat = torch.round(y)
     peak = 2 * float(y_hat.abs().max()) * (1 << LATENT_BITS)
     shift = max(0, math.ceil(math.log2(max(peak, 1) / ACTIVATION_LIMIT)))
     tensors["context_shift"] = torch.tensor(shift, dtype=torch.int32)
-    (layer,) = float_layers(context)
-    context_integers, seen, seen_scale = integer_network([layer], y_hat, mean_scale * (1 << shift))
+    seen_scale = mean_scale * (1 << shift)
+    if parts.groups:
+        return tensors | export_groups(
+            parts.groups, y_hat, side, side_scale, seen_scale, both, PARAMETER_LIMIT
+        )
+    (layer,) = float_layers(parts.context)
+    context_integers, seen, context_scale = integer_network([layer], y_hat, seen_scale)
     tensors |= {f"context.{k}": v for k, v in context_integers[0].items()}
     heads, _, _ = integer_network(
-        float_layers(model.entropy_parameters),
+        float_layers(parts.entropy_parameters),
         torch.cat([side, seen], 1),
-        torch.cat([side_scale, seen_scale]),
+        torch.cat([side_scale, context_scale]),
         both,
         last_limit=PARAMETER_LIMIT,
     )
-    return tensors | _save_stack(heads, "head")
+    return tensors | save_stack(heads, "head")
 
 
 def hyperlatents(model: nn.Module, latents: Tensor, *, abs_latents: bool) -> Tensor:
     """What the hyperprior makes of latents; models without means look at their size alone."""
-    return model.h_a(torch.abs(latents) if abs_latents else latents).float()
+    owner = model.latent_codec.hyper if hasattr(model, "latent_codec") else model
+    return owner.h_a(torch.abs(latents) if abs_latents else latents).float()
 
 
 def bottleneck_tables(state: Mapping[str, Tensor]) -> tuple[TableSet, Tensor]:

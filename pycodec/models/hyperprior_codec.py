@@ -51,7 +51,7 @@ class HyperpriorCodec:
 
     Args:
         tensors: as ``save_hyperprior_model`` writes them.
-        config: ``architecture``, ``n`` and ``m`` of ``HyperpriorNetwork``.
+        config: ``architecture``, ``n``, ``m`` and ``groups`` of ``HyperpriorNetwork``.
         fingerprint: 8 bytes that name these weights in files.
         name: of the model.
         device: of the transforms; the entropy model runs on the CPU.
@@ -71,13 +71,10 @@ class HyperpriorCodec:
     ) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.device = torch.device(device or "cpu")
-        network = HyperpriorNetwork(config["architecture"], config["n"], config["m"])
-        # What became integers is not in the folder.
-        for part in ("h_s", "context_prediction", "entropy_parameters", "entropy_bottleneck"):
-            if hasattr(network, part):
-                delattr(network, part)
-        if hasattr(network, "gaussian_conditional"):
-            del network.gaussian_conditional
+        network = HyperpriorNetwork(
+            config["architecture"], config["n"], config["m"], config.get("groups")
+        )
+        network.drop_entropy_model()  # what became integers is not in the folder
         try:
             network.load_state_dict(
                 {k.removeprefix(NETWORK): v for k, v in tensors.items() if k.startswith(NETWORK)}
@@ -90,8 +87,7 @@ class HyperpriorCodec:
         )
         if self.entropy_model.channels != network.m:
             raise InputError("the weights do not fit the model's configuration")
-        # Around a tile: more than its latents, or pixels, depend on.
-        self.halo = 16 if network.architecture.startswith("cheng2020") else 4
+        self.halo = network.halo
 
     @property
     def _stride(self) -> int:
@@ -240,11 +236,13 @@ def save_hyperprior_model(
         network: its transforms are stored.
         entropy: of ``export_entropy_model``.
     """
-    parts = ("g_a.", "g_s.", "h_a.")
+    parts = ("g_a.", "g_s.", "h_a.", "latent_codec.hyper.h_a.")
     tensors = {NETWORK + k: v for k, v in network.state_dict().items() if k.startswith(parts)}
     tensors |= {ENTROPY + k: v for k, v in entropy.items()}
     weights = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
     config = {"architecture": network.architecture, "n": network.n, "m": network.m}
+    if network.groups is not None:
+        config["groups"] = network.groups
     write_model_folder(folder, KIND, weights, config)
 
 

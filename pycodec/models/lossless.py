@@ -13,10 +13,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+import torch
 
 from pycodec.coding import rans
 from pycodec.coding.container import join_streams, split_streams
@@ -26,6 +28,9 @@ from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.head_adaptation import fit_head, with_head
 from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count
+
+if TYPE_CHECKING:
+    from pycodec.context.wave_network_cuda import CudaWaveNetwork
 
 KIND = "lossless"
 PLANES = 8
@@ -78,9 +83,10 @@ class LosslessCodec:
         fingerprint: 8 bytes that name these weights in files.
         name: of the model.
         backend: of the networks, see :class:`WaveNetwork`.
+        device: of the networks; a GPU writes and reads the same files.
 
     Raises:
-        InputError: a network does not fit.
+        InputError: a network does not fit, or the device can run none.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class LosslessCodec:
         *,
         name: str = KIND,
         backend: str = "native",
+        device: str | torch.device | None = None,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
@@ -105,6 +112,14 @@ class LosslessCodec:
         for network in (self.gray, self.chroma):
             if network is not None and network.groups != PLANES:
                 raise InputError(f"a lossless model needs networks of {PLANES} groups")
+        self.device = torch.device(device or "cpu")
+        if self.device.type != "cpu":
+            # Imports what the CPU needs not.
+            from pycodec.context.wave_network_cuda import CudaWaveNetwork
+
+            self.gray = CudaWaveNetwork(self.gray, self.device)
+            if self.chroma is not None:
+                self.chroma = CudaWaveNetwork(self.chroma, self.device)
 
     def compress(
         self,
@@ -150,7 +165,7 @@ class LosslessCodec:
 
     def _encode(
         self,
-        network: WaveNetwork,
+        network: WaveNetwork | CudaWaveNetwork,
         component: np.ndarray,
         side: list[np.ndarray],
         threads: int,
@@ -161,16 +176,14 @@ class LosslessCodec:
         began = time.perf_counter()
         bits = to_bits(component).astype(np.int32)
         head = b""
+        encoding = network.begin(bits, threads, side=side)
         if adapt:
-            encoding = network.begin(bits, threads, side=side)
             end_stage(coded.seconds, "context", began)
             began = time.perf_counter()
             head = fit_head(encoding, self.tables)
             end_stage(coded.seconds, "adaptation", began)
             began = time.perf_counter()
-            symbols, indexes = encoding.order(with_head(network, head))
-        else:
-            symbols, indexes = network.order(bits, threads, side=side)
+        symbols, indexes = encoding.order(with_head(encoding.network, head))
         end_stage(coded.seconds, "context", began)
         began = time.perf_counter()
         stream = rans.encode(symbols, indexes, self.tables, lanes=_lanes(component.size))
@@ -226,7 +239,7 @@ class LosslessCodec:
         parts = split_streams(memoryview(stream), 2 * count)
         networks = self._networks(planes, count)
         for head, symbols, (network, side) in zip(parts[::2], parts[1::2], networks, strict=True):
-            bits = with_head(network, head).decode(
+            bits = _with_head(network, head).decode(
                 symbols,
                 self.tables,
                 tile.height,
@@ -249,6 +262,13 @@ class LosslessCodec:
     def _require_colour(self, needed: bool) -> None:
         if needed and self.chroma is None:
             raise InputError(f"the model {self.name} codes gray pictures only")
+
+
+def _with_head(network: WaveNetwork | CudaWaveNetwork, head: bytes):
+    """The network on its device with a changed last layer."""
+    if isinstance(network, WaveNetwork):
+        return with_head(network, head)
+    return network.with_head(with_head(network.network, head)) if head else network
 
 
 def _lanes(pixels: int) -> int:
@@ -313,11 +333,14 @@ def save_lossless_model(
     write_model_folder(folder, KIND, weights, config)
 
 
-def load_lossless_model(folder: Path, *, backend: str = "native") -> LosslessCodec:
-    """Load a model folder.
+def load_lossless_model(
+    folder: Path, *, backend: str = "native", device: str | torch.device | None = None
+) -> LosslessCodec:
+    """Load a model folder; ``backend`` and ``device`` as of :class:`LosslessCodec`.
 
     Raises:
-        InputError: the folder holds no model, or its weights are not those that were saved.
+        InputError: the folder holds no model, its weights are not those that were saved, or the
+            device can run none.
         UnsupportedError: it holds a model of another kind.
     """
     _, weights = read_model_folder(folder, KIND)
@@ -331,7 +354,9 @@ def load_lossless_model(folder: Path, *, backend: str = "native") -> LosslessCod
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error
     fingerprint = hashlib.sha256(weights).digest()[:8]
-    return LosslessCodec(gray, chroma, tables, fingerprint, name=folder.name, backend=backend)
+    return LosslessCodec(
+        gray, chroma, tables, fingerprint, name=folder.name, backend=backend, device=device
+    )
 
 
 def _component(arrays: Mapping[str, np.ndarray], name: str) -> Component:

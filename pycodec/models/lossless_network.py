@@ -21,6 +21,7 @@ Trimmed weights may have any value. A network without an activation there has a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -244,7 +245,8 @@ def group_mask(conv: nn.Conv2d) -> Tensor:
     """What each plane sees of each other: bool [8, 8, k, k]."""
     if isinstance(conv, TrimmedConv2d):
         return conv.group_mask
-    return torch.ones(PLANES, PLANES, *conv.weight.shape[2:], dtype=torch.bool)
+    shape = PLANES, PLANES, *conv.weight.shape[2:]
+    return torch.ones(shape, dtype=torch.bool, device=conv.weight.device)
 
 
 def seen_weights(conv: nn.Conv2d) -> Tensor:
@@ -261,4 +263,4 @@ def bit_planes(picture: Tensor) -> Tensor:
 def bits_per_pixel(logits: Tensor, bits: Tensor) -> Tensor:
     """Mean code length of a pixel, a scalar."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), bits.float(), reduction="mean")
-    return loss * PLANES / torch.log(torch.tensor(2.0))
+    return loss * (PLANES / math.log(2))

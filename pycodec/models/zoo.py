@@ -6,8 +6,6 @@ import functools
 import json
 from pathlib import Path
 
-import torch
-
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import hyperprior_codec, lossless, photo
 from pycodec.models.model_folder import CONFIG_FILE, WEIGHTS, read_description
@@ -30,8 +28,7 @@ def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
     if precision is not None and kind != photo.KIND:
         raise InputError(f"the model {folder.name} is no photo model: it knows no precision")
     if kind == lossless.KIND:
-        torch.device(device or "cpu")  # a wrong name is an error, though the CPU does the work
-        return lossless.load_lossless_model(folder)
+        return lossless.load_lossless_model(folder, device=device)
     if kind == hyperprior_codec.KIND:
         return hyperprior_codec.load_hyperprior_model(folder, device=device)
     return photo.load_photo_model(folder, device=device, precision=precision)

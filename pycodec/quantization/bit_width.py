@@ -13,16 +13,20 @@ is chosen for the analysis changes latents only and is written nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pycodec.models.blocks import quality_position
+from pycodec.models.blocks import QUALITY_NODES, QualityTable, quality_position
 
 WIDTHS = (4, 6, 8)
 """Bits that a layer's weights may have, ascending."""
 
 _EIGHT_AT_START = 3.0  # logits: 8 bits for nine pictures in ten
+_FARTHEST = 4.0
 _LEAST = 1e-4
 
 
@@ -33,6 +37,9 @@ def channel_activity(x: Tensor) -> Tensor:
 
 class BitWidthSelector(nn.Module):
     """From the activity of channels, and quality, to a choice of :data:`WIDTHS` for each layer.
+
+    Logits are a piecewise linear function of quality, which decides most, and what a small network
+    adds to it for a picture's content.
 
     Args:
         channels: of the tensor that it reads.
@@ -50,8 +57,9 @@ class BitWidthSelector(nn.Module):
         self.choice = nn.Linear(hidden, layers * len(WIDTHS))
         nn.init.zeros_(self.choice.weight)
         nn.init.zeros_(self.choice.bias)
+        self.by_quality = QualityTable(layers * len(WIDTHS))
         with torch.no_grad():
-            self.choice.bias.view(layers, len(WIDTHS))[:, -1] = _EIGHT_AT_START
+            self.by_quality.nodes.view(-1, layers, len(WIDTHS))[..., -1] = _EIGHT_AT_START
 
     @torch.no_grad()
     def calibrate(self, activity: Tensor) -> None:
@@ -60,28 +68,48 @@ class BitWidthSelector(nn.Module):
         self.center.copy_(levels.mean(0))
         self.spread.copy_(levels.std(0, correction=0).clamp(min=0.1))
 
+    @torch.no_grad()
+    def start(self, costs: Mapping[float, Tensor], unit: float) -> None:
+        """Begin with the widths that cost least at each quality, whatever the content.
+
+        Args:
+            costs: at some qualities, ``[layers, widths]``; between these they are interpolated.
+            unit: a difference of so much makes the cheaper choice e times as likely.
+        """
+        qualities = sorted(costs)
+        places = np.array([float(quality_position(quality)) for quality in qualities])
+        table = torch.stack([costs[quality].flatten() for quality in qualities]).double().numpy()
+        nodes = np.stack([np.interp(range(QUALITY_NODES), places, column) for column in table.T], 1)
+        nodes = torch.from_numpy(nodes).view(QUALITY_NODES, self.layers, len(WIDTHS))
+        logits = (nodes.amin(2, keepdim=True) - nodes) / unit
+        self.by_quality.nodes.copy_(logits.clamp(min=-_FARTHEST).flatten(1))
+
     def logits(self, activity: Tensor, quality: Tensor) -> Tensor:
         """``activity [B, C]``, ``quality [B]`` to logits ``[B, layers, widths]``."""
         levels = (activity.clamp(min=_LEAST).log2() - self.center) / self.spread
         place = quality_position(quality)[:, None] / 4 - 1
         hidden = F.relu(self.hidden(torch.cat([levels, place.to(levels)], dim=1)))
-        logits = self.choice(hidden).view(len(activity), self.layers, len(WIDTHS))
+        logits = self.choice(hidden) + self.by_quality(quality).to(hidden)
+        logits = logits.view(len(activity), self.layers, len(WIDTHS))
         return logits.masked_fill(~self.allowed, -1e4)
 
-    def forward(self, activity: Tensor, quality: Tensor, temperature: float = 1.0) -> Tensor:
+    def forward(
+        self, activity: Tensor, quality: Tensor, temperature: float | Tensor = 1.0
+    ) -> Tensor:
         """One-hot choices ``[B, layers, widths]``.
 
-        In training one is drawn (straight-through Gumbel-softmax, arXiv 1611.01144), and gradients
-        are those of the softmax at ``temperature``; otherwise it is the likeliest.
+        In training one is drawn from the softmax of the logits over ``temperature``, with its
+        gradients (straight-through Gumbel-softmax, arXiv 1611.01144); otherwise it is the
+        likeliest.
 
         Args:
             activity: of :func:`channel_activity`, ``[B, C]``; no gradient goes into it.
             quality: ``[B]`` in [1, 100].
-            temperature: lower ones are closer to the choice and have noisier gradients.
+            temperature: near 0 the likeliest is drawn, as it is taken in the end.
         """
         logits = self.logits(activity.detach(), quality)
         if self.training:
-            return F.gumbel_softmax(logits, tau=temperature, hard=True)
+            return F.gumbel_softmax(logits / temperature, hard=True)
         return F.one_hot(logits.argmax(2), len(WIDTHS)).to(logits)
 
 

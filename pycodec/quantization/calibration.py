@@ -9,7 +9,7 @@ are rounded one input at a time, those not yet rounded making up for the error (
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -209,10 +209,19 @@ def default_weight_bits(layer: str) -> int:
 
 
 @torch.no_grad()
-def round_weights(name: str, module: nn.Module, observer: Observer, plan: TransformPlan) -> None:
-    """Choose ``rounded`` and ``bias`` of every layer of the plan, for inputs like those seen."""
+def round_weights(
+    name: str,
+    module: nn.Module,
+    observer: Observer,
+    plan: TransformPlan,
+    layers: Collection[str] | None = None,
+) -> None:
+    """Choose ``rounded`` and ``bias`` of layers of the plan, for inputs like those seen.
+
+    ``layers``: their names within the transform; all if None.
+    """
     for step in PROGRAMS[name]:
-        if not isinstance(step, Convolve):
+        if not isinstance(step, Convolve) or (layers is not None and step.layer not in layers):
             continue
         conv, layer = module.get_submodule(step.layer), plan.layers[step.layer]
         weight, scale = fold_weight(layer_weight(step, conv), layer, conv.bias)

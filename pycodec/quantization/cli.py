@@ -20,13 +20,21 @@ from pycodec.models.zoo import model_folder
 from pycodec.quantization.bit_width import WIDTHS
 from pycodec.quantization.calibration import METHODS, round_weights
 from pycodec.quantization.fake_quant import round_ste
-from pycodec.quantization.finetune import FineTuning, calibrate_selectors, fine_tune
+from pycodec.quantization.finetune import (
+    CropPool,
+    FineTuning,
+    calibrate_selectors,
+    device_of,
+    fine_tune,
+    start_selectors,
+)
 from pycodec.quantization.gradient_modulator import round_modulated
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.recipe import (
     assemble,
     by_layer,
     calibration_pictures,
+    middle,
     plan,
     start_rounded,
 )
@@ -47,12 +55,18 @@ from pycodec.training.train import load_weights
 
 GRADIENTS = {"modulated": round_modulated, "straight-through": round_ste}
 QUALITIES = (25.0, 75.0, 95.0)
+SELECTING = (5.0, 35.0, 65.0, 95.0)
+"""Qualities at which each width of each layer is tried before selectors are trained."""
+
+POOL = 4096
+"""Crops that are cut for a fine-tuning on a GPU, at most."""
 
 _HELP = {
     "batch": "crops a step of the fine-tuning",
     "crop": "side of its crops in pixels",
     "learning_rate": "of its weights",
     "scale_rate": "learning rate of scales and offsets",
+    "seconds": "fine-tune no longer than this; 0: for all steps",
     "bits_cost": "with --dynamic: what a bit of the mean width costs in the loss",
     "seed": "of all random choices",
 }
@@ -89,6 +103,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=int, default=20, metavar="N", help="at most, for calibration"
     )
+    parser.add_argument(
+        "--device", default="cpu", help="of the fine-tuning: cpu, cuda ... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that cut crops for a GPU (default: a thread)",
+    )
     parser.add_argument("--report", type=Path, metavar="OUT", help="folder of a report per layer")
     add_options(parser, FineTuning, _HELP)
 
@@ -100,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: an option or the model is at fault.
     """
     _check(args)
+    device = device_of(args.device)
     torch.manual_seed(args.seed)
     folder = model_folder(args.model)
     codec = load_photo_model(folder, precision="fp32")
@@ -107,11 +132,17 @@ def run(args: argparse.Namespace) -> int:
     network = PhotoNetwork(codec.config)
     load_weights(network, folder)
     network.eval()
-    pictures = [_tensor(picture) for picture in calibration_pictures(args.calibrate, 4)]
+    pictures = [middle(picture) for picture in calibration_pictures(args.calibrate, 4)]
     before = rate_distortion(network, pictures, QUALITIES)
 
     several = args.dynamic or args.mean_bits is not None
-    plans = plan(calibration, WIDTHS if several else (8,), args.method, rounded=())
+    # A dynamic model has all variants, so weights are rounded for each width.
+    plans = plan(
+        calibration,
+        WIDTHS if several else (8,),
+        args.method,
+        rounded=None if args.dynamic else (),
+    )
     widths: dict[str, tuple[int, ...]] = {
         f"{name}.{path}": WIDTHS if args.dynamic else (8,)
         for name in TRANSFORMS
@@ -121,24 +152,34 @@ def run(args: argparse.Namespace) -> int:
     rounding = GRADIENTS[args.gradient]
     if args.mean_bits is not None:
         model = SimulatedTransforms(network, by_layer(plans, WIDTHS), streams)
-        losses = {n: v for n, v in sensitivity(model, pictures[:2], (75.0,)).items() if n in widths}
+        losses = sensitivity(model, pictures[:2], (75.0,), widths)
         found = widths_by_sensitivity(losses, model.costs, args.mean_bits)
         widths = {name: (bits,) for name, bits in found.items()}
     chosen = assemble(plans, {name: max(had) for name, had in widths.items()})
     for name, module in calibration.modules.items():
-        round_weights(name, module, calibration.observers[name], chosen[name])
+        if not args.dynamic:
+            round_weights(name, module, calibration.observers[name], chosen[name])
     start_rounded(network, chosen)
     model = SimulatedTransforms(
         network, by_layer(plans, widths), streams, rounding, dynamic=args.dynamic
-    ).eval()
+    )
+    model.to(device).eval()
+    pictures = [picture.to(device) for picture in pictures]
+    if args.dynamic:
+        calibrate_selectors(model, pictures, QUALITIES)
+        alone = {q: sensitivity(model, pictures[:2], (q,), widths) for q in SELECTING}
+        start_selectors(model, alone, args.bits_cost)
     measured = rate_distortion(model, pictures, QUALITIES)
     _say(f"calibrated: {_loss(before, measured)}")
     if args.finetune:
-        _fine_tune(args, model, pictures)
+        _fine_tune(args, model)
         measured = rate_distortion(model, pictures, QUALITIES)
         _say(f"fine-tuned: {_loss(before, measured)}")
+    model.to("cpu")
+    pictures = [picture.cpu() for picture in pictures]
     if args.dynamic:
-        drop_unused_variants(model, measured.choices)
+        seen = rate_distortion(model, pictures, (*SELECTING, *QUALITIES))
+        drop_unused_variants(model, seen.choices)
     tensors = export(model)
     _write(folder, args.out, "mixed" if several else "int8", tensors)
     if args.report is not None:
@@ -154,22 +195,23 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--dynamic chooses widths by --bits-cost: leave --mean-bits out")
     if args.dynamic and args.finetune < 1:
         raise InputError("--dynamic trains a selector: say for how many steps with --finetune")
-    if args.finetune < 0 or args.pictures < 1:
-        raise InputError("--finetune and --pictures are counts")
+    if args.finetune < 0 or args.pictures < 1 or args.workers < 0:
+        raise InputError("--finetune, --pictures and --workers are counts")
     if args.mean_bits is not None and not WIDTHS[0] <= args.mean_bits <= WIDTHS[-1]:
         raise InputError(f"--mean-bits must be {WIDTHS[0]} to {WIDTHS[-1]}, not {args.mean_bits:g}")
 
 
-def _fine_tune(
-    args: argparse.Namespace, model: SimulatedTransforms, pictures: list[Tensor]
-) -> None:
-    options = FineTuning(steps=args.finetune, **{name: getattr(args, name) for name in _HELP})
+def _fine_tune(args: argparse.Namespace, model: SimulatedTransforms) -> None:
+    options = FineTuning(
+        steps=args.finetune, report_every=50, **{name: getattr(args, name) for name in _HELP}
+    )
     sampler = CropSampler(list_pictures(args.calibrate), args.crop, seed=args.seed)
-    calibrate_selectors(model, pictures, QUALITIES)
+    if args.device != "cpu":
+        count = min(POOL, args.finetune * args.batch)
+        sampler = CropPool(sampler, count, args.device, args.workers)
 
     def report(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == args.finetune:
-            _say(f"step {step} of {args.finetune}: loss {loss:.3f}")
+        _say(f"step {step} of {args.finetune}: loss {loss:.4f}")
 
     fine_tune(model, sampler, options, report)
 
@@ -183,14 +225,6 @@ def _write(folder: Path, out: Path, precision: str, tensors: dict[str, Tensor]) 
     load_photo_model(out, precision=precision)  # what does not load is not to be announced
     _say(f"{model_bytes(tensors)} bytes of integers")
     _say(f"wrote {out}; use it with --model {out} --precision {precision}")
-
-
-def _tensor(picture: np.ndarray) -> Tensor:
-    """The middle of a picture, sides multiples of 64 up to 256: float [1, 3, H, W]."""
-    height, width = (min(256, side // 64 * 64) for side in picture.shape[:2])
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    cut = torch.from_numpy(picture[top : top + height, left : left + width].copy())
-    return cut.permute(2, 0, 1)[None].float() / 255
 
 
 def _pixels(picture: Tensor) -> np.ndarray:

@@ -110,12 +110,13 @@ class QuantizedNetwork(nn.Module):
             x = _windows(tensors[step.input] / in_scale, weight.shape[2])
             mean = x.mean(1)
             x -= mean[:, None]
-            covariance = (x @ x.T / x.shape[1]).double().numpy()
+            covariance = (x @ x.T / x.shape[1]).double().cpu().numpy()
             real = (weight * in_scale / scale).flatten(1)
             rounded = torch.empty_like(real)
             seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)]
-            for out, row in enumerate(real.double().numpy()):
-                rounded[out] = torch.from_numpy(_rounded(row, seen[out].numpy(), covariance))
+            seen = seen.cpu().numpy()
+            for out, row in enumerate(real.double().cpu().numpy()):
+                rounded[out] = torch.from_numpy(_rounded(row, seen[out], covariance))
             bias = bias + ((real - rounded) @ mean) * scale.flatten()
             weight = rounded.view_as(weight) * scale / in_scale
             if step.prelu is None:  # the difference of two logits

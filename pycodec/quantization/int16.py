@@ -46,7 +46,16 @@ class FloatLayer:
     shuffle: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, Cin, H, W] to [N, Cout, H, W], or [N, Cout / 4, 2 H, 2 W]."""
+        """[N, Cin, H, W] to [N, Cout, H, W], or [N, Cout / 4, 2 H, 2 W].
+
+        Raises:
+            UnsupportedError: x has another number of channels.
+        """
+        if x.shape[1] != self.weight.shape[1]:
+            raise UnsupportedError(
+                f"networks do not fit together: a layer for {self.weight.shape[1]} channels would "
+                f"get {x.shape[1]}"
+            )
         kh, kw = self.weight.shape[2:]
         x = F.conv2d(x, self.weight, self.bias, padding=(kh // 2, kw // 2))
         if self.shuffle:
@@ -63,7 +72,8 @@ def float_layers(network: nn.Module) -> list[FloatLayer]:
     layers: list[FloatLayer] = []
     for module in _leaves(network):
         if isinstance(module, nn.ConvTranspose2d):
-            layers.append(_subpixel(module))
+            transposed = _flipped if module.stride == (1, 1) else _subpixel
+            layers.append(transposed(module))
         elif isinstance(module, nn.Conv2d):
             layers.append(_convolution(module))
         elif isinstance(module, nn.Identity):
@@ -113,6 +123,20 @@ def _bias(conv: nn.Module) -> Tensor:
     if conv.bias is None:
         return conv.weight.new_zeros(conv.out_channels, dtype=torch.float32)
     return conv.bias.detach().float()
+
+
+def _flipped(conv: nn.ConvTranspose2d) -> FloatLayer:
+    """A transposed convolution of stride 1 is a convolution by the kernel turned by 180 degrees."""
+    kernel = conv.kernel_size
+    if (
+        conv.dilation != (1, 1)
+        or conv.groups != 1
+        or conv.output_padding != (0, 0)
+        or any(k % 2 == 0 or p != k // 2 for k, p in zip(kernel, conv.padding, strict=True))
+    ):
+        raise UnsupportedError(f"no integer network is known for {conv}")
+    weight = conv.weight.detach().float().transpose(0, 1).flip(2, 3)
+    return FloatLayer(weight, _bias(conv))
 
 
 def _subpixel(conv: nn.ConvTranspose2d) -> FloatLayer:
@@ -221,6 +245,31 @@ def load_layer(tensors: Mapping[str, Tensor], backend: str = "native") -> tuple[
         backend=backend,
     )
     return layer, bool(tensors["shuffle"])
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def save_stack(layers: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
+    """The layers of :func:`integer_network` as one set of tensors."""
+    return {f"{name}{i}.{k}": v for i, layer in enumerate(layers) for k, v in layer.items()}
+
+
+def load_stack(
+    tensors: Mapping[str, Tensor], name: str, backend: str = "native"
+) -> list[tuple[Int16Conv2d, bool]]:
+    """The layers of :func:`save_stack`, as :func:`load_layer` has them; empty if there are none.
+
+    Raises:
+        KeyError: a tensor is missing.
+        InputError: they do not fit together.
+    """
+    layers = []
+    while f"{name}{len(layers)}.weight" in tensors:
+        layers.append(load_layer(under(tensors, f"{name}{len(layers)}."), backend))
+    return layers
 
 
 def integer_network(

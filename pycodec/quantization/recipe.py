@@ -6,7 +6,8 @@ grids and rounded weights (``photo.py``). ``simulation.py`` trains on from there
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import multiprocessing
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def plan(
     widths: Sequence[int] = (8,),
     method: str = "mse",
     rounded: Sequence[int] | None = None,
+    workers: int = 0,
 ) -> Plans:
     """Plans of all transforms in each of ``widths``.
 
@@ -87,32 +89,95 @@ def plan(
         method: of the grids: ``minmax``, ``percentile`` or ``mse``.
         rounded: the widths in which weights are rounded for their inputs, which takes a while; by
             default all.
+        workers: processes that round; 0: this one. They are forked, which must come before any use
+            of a GPU.
     """
     plans: Plans = {}
+    tasks: list[tuple[str, TransformPlan, set[str]]] = []
+    rounding = [bits for bits in widths if rounded is None or bits in rounded]
     for name, module in calibration.modules.items():
         branches = set(branch_layers(name))
         observer = calibration.observers[name]
         grids = plan_transform(name, observer, calibration.streams[name], method=method)
         plans[name] = {}
+        set_weight_scales(module, grids)
         for bits in widths:
             layers = {
-                path: replace(layer, weight_bits=bits if path in branches else layer.weight_bits)
+                path: replace(layer, weight_bits=bits) if path in branches else layer
                 for path, layer in grids.layers.items()
             }
             plans[name][bits] = TransformPlan(layers, grids.streams)
-            set_weight_scales(module, plans[name][bits])
-            if rounded is None or bits in rounded:
-                round_weights(name, module, observer, plans[name][bits])
+            set_weight_scales(module, plans[name][bits], branches)
+            if bits in rounding:
+                tasks.append((name, plans[name][bits], branches))
+        if rounding:  # these layers' plans are in those of all widths
+            tasks.append((name, grids, grids.layers.keys() - branches))
+    _round_all(calibration, tasks, workers)
     return plans
 
 
+def _round_all(
+    calibration: Calibration, tasks: Sequence[tuple[str, TransformPlan, set[str]]], workers: int
+) -> None:
+    """:func:`round_weights` of transforms, by name, with their plans, for some of their layers."""
+    if not workers:
+        for name, transform_plan, layers in tasks:
+            module, observer = calibration.modules[name], calibration.observers[name]
+            round_weights(name, module, observer, transform_plan, layers)
+        return
+    # What calibration saw is half a gigabyte: forked processes share it.
+    context = multiprocessing.get_context("fork")
+    with context.Pool(workers, _share, (calibration,)) as pool:
+        for (_, transform_plan, _), made in zip(tasks, pool.map(_round, tasks, 1), strict=True):
+            for path, (integers, bias) in made.items():
+                transform_plan.layers[path].rounded = torch.from_numpy(integers)
+                transform_plan.layers[path].bias = torch.from_numpy(bias)
+
+
+_shared: Calibration | None = None
+"""Of a process that rounds."""
+
+
+def _share(calibration: Calibration) -> None:
+    global _shared
+    _shared = calibration
+    torch.set_num_threads(1)  # the threads of the process that was forked are not here
+
+
+def _round(
+    task: tuple[str, TransformPlan, set[str]],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    name, transform_plan, layers = task
+    module, observer = _shared.modules[name], _shared.observers[name]
+    round_weights(name, module, observer, transform_plan, layers)
+    made = {path: transform_plan.layers[path] for path in layers}
+    return {path: (layer.rounded.numpy(), layer.bias.numpy()) for path, layer in made.items()}
+
+
+def middle(picture: np.ndarray, most: int = 256) -> Tensor:
+    """The middle of uint8 [H, W, 3], sides multiples of 64: float [1, 3, h, w] in [0, 1].
+
+    Args:
+        picture: of 64 by 64 or more.
+        most: largest side.
+    """
+    height, width = (min(most, side // 64 * 64) for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    cut = torch.from_numpy(picture[top : top + height, left : left + width].copy())
+    return cut.permute(2, 0, 1)[None].float() / 255
+
+
 @torch.no_grad()
-def set_weight_scales(transform: nn.Module, transform_plan: TransformPlan) -> None:
-    """Give every layer the weight scales with the least squared error of its weights.
+def set_weight_scales(
+    transform: nn.Module, transform_plan: TransformPlan, layers: Collection[str] | None = None
+) -> None:
+    """Give layers, or all of them, the weight scales with the least squared error of their weights.
 
     They are large enough for the biases, too, which count in their units.
     """
     for name, layer in transform_plan.layers.items():
+        if layers is not None and name not in layers:
+            continue
         convolution = transform.get_submodule(name)
         folded = convolution.weight * layer.input.scale.float().view(1, -1, 1, 1)
         least = convolution.bias.abs() / MAX_BIAS

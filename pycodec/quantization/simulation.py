@@ -5,7 +5,7 @@ zero point for each channel, weights of 4, 6 or 8 bits with a scale for each out
 and offsets are trained (DynaQuant, arXiv 2511.07903); gradients pass the rounding by an estimator
 of choice. Streams stay in float here: their 16 bits round a hundredth of what the grids do.
 
-A layer has a *variant* for each width it may have, with weight scales of its own, and where it
+A layer has a *variant* for each width it may have, with weights and scales of its own, and where it
 reads a stream with its own grid too. So choosing among variants by the content of a picture also
 chooses scales and offsets by it. After a ReLU the grid is one for all variants: the layer before
 writes it, whoever reads.
@@ -13,7 +13,7 @@ writes it, whoever reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ FIRST_LAYERS = {"analysis": "stem", "synthesis": "head"}
 
 
 class LearnedGrid(nn.Module):
-    """A grid for a convolution's input, whose scales and offsets are trained.
+    """Grids for a convolution's input, one a variant, whose scales and offsets are trained.
 
     ``q = clamp(round(x / scale) + z)`` with ``z = round(-offset 2^(bits - 1))``, and the result is
     ``scale (q - z)``. The offset says where a channel's values lie, as a share of half its grid;
@@ -54,56 +54,80 @@ class LearnedGrid(nn.Module):
     none. A wide grid has range and levels to spare: it stays as it is.
 
     Args:
-        start: of the training.
+        starts: of the training, all with the same bits.
         after_relu: the grid begins at 0.
         exact: the values are on the grid: nothing is rounded, and nothing trained.
     """
 
-    def __init__(self, start: ActivationGrid, after_relu: bool, exact: bool = False) -> None:
+    def __init__(
+        self, starts: Sequence[ActivationGrid], after_relu: bool, exact: bool = False
+    ) -> None:
         super().__init__()
-        self.bits, self.exact = start.bits, exact
-        self.exact_zero = start.zero_point.int()
-        self.half = 1 << (start.bits - 1)
+        self.bits, self.exact = starts[0].bits, exact
+        self.exact_zero = starts[0].zero_point.int()
+        self.half = 1 << (self.bits - 1)
         self.low, self.high = (0, 2 * self.half - 1) if after_relu else (-self.half, self.half - 1)
-        trained = not exact and start.bits <= NARROW_BITS
-        self.log_scale = nn.Parameter(start.scale.float().log(), requires_grad=trained)
+        trained = not exact and self.bits <= NARROW_BITS
+        scales = torch.stack([start.scale.float() for start in starts])
+        self.log_scale = nn.Parameter(scales.log(), requires_grad=trained)
         self.offset = None
         if trained and not after_relu:
-            self.offset = nn.Parameter(-start.zero_point / self.half)
+            zeros = torch.stack([start.zero_point for start in starts])
+            self.offset = nn.Parameter(-zeros / self.half)
 
     @property
     def scale(self) -> Tensor:
+        """[grids, Cin]."""
         return self.log_scale.exp()
 
     def zero_point(self) -> Tensor:
-        """Whole numbers [Cin]; gradients go to the offset."""
+        """Whole numbers [grids, Cin]; gradients go to the offset."""
         if self.offset is None:
             return torch.zeros_like(self.log_scale)
         return round_ste((-self.offset * self.half).clamp(self.low, self.high))
 
-    def forward(self, x: Tensor, rounding: Rounding) -> Tensor:
+    def forward(self, x: Tensor, rounding: Rounding, choice: Tensor | int = 0) -> Tensor:
+        """``x [B, Cin, H, W]``, rounded to one grid, or to that of each picture.
+
+        Args:
+            x: real values.
+            rounding: with the gradient that is wanted.
+            choice: the number of a grid, or one-hot [B, grids].
+        """
         if self.exact:
             return x
-        scale = self.scale.view(1, -1, 1, 1)
+        scale = _chosen(self.scale, choice)[:, :, None, None]
         if self.offset is None:
             return rounding((x / scale).clamp(self.low, self.high)) * scale
         # The ends of the grid move with the zero point, and give it its gradient.
-        zero = self.zero_point().view(1, -1, 1, 1)
+        zero = _chosen(self.zero_point(), choice)[:, :, None, None]
         return rounding((x / scale).clamp(self.low - zero, self.high - zero)) * scale
 
-    def frozen(self) -> ActivationGrid:
-        """As export takes it."""
+    def frozen(self, number: int = 0) -> ActivationGrid:
+        """One of the grids, as export takes it."""
         with torch.no_grad():
-            zero = self.exact_zero if self.exact else self.zero_point().int()
-            return ActivationGrid(self.scale.clone(), zero, self.bits)
+            zero = self.exact_zero if self.exact else self.zero_point()[number].int()
+            return ActivationGrid(self.scale[number], zero, self.bits)
+
+
+def _chosen(table: Tensor, choice: Tensor | int) -> Tensor:
+    """A row ``[1, ...]`` of the table, or one for each picture."""
+    if isinstance(choice, int):
+        return table[choice : choice + 1]
+    return choice @ table
 
 
 class LayerQuantizer(nn.Module):
-    """Grids and weight scales of one convolution, for each of its widths.
+    """Grids, weights and their scales of one convolution, for each of its widths.
+
+    The layer's own weights and bias are those of its widest variant. Narrower ones have theirs
+    here, since a file has them too: what is best in 4 bits is not the rounding of what is best in
+    8.
 
     Args:
-        layer: the convolution; it keeps its weights.
-        plans: of its variants, by bits of the weights.
+        layer: the convolution.
+        plans: of its variants, by bits of the weights; rounding that was chosen is what those
+            beside the widest start from.
         after_relu: whether it reads the result of a ReLU.
         exact: whether what it reads is on the grid already.
     """
@@ -119,35 +143,54 @@ class LayerQuantizer(nn.Module):
         self.widths = tuple(sorted(plans))
         self.own_grids = not after_relu
         starts = [plans[width].input for width in self.widths]
-        self.grids = nn.ModuleList(
-            LearnedGrid(start, after_relu, exact)
-            for start in (starts if self.own_grids else starts[-1:])
-        )
-        self.log_weight_scales = nn.ParameterList(
-            nn.Parameter(self._start(layer, plans[width], number).log())
-            for number, width in enumerate(self.widths)
-        )
+        self.grid = LearnedGrid(starts if self.own_grids else starts[-1:], after_relu, exact)
+        scales = [self._start(layer, plans[width]) for width in self.widths]
+        self.log_weight_scales = nn.Parameter(torch.stack(scales).log())
+        self.narrow_weights = self.narrow_biases = None
+        if len(self.widths) > 1:
+            own = [
+                _rounded(layer, plans[width], scale)
+                for width, scale in zip(self.widths[:-1], scales, strict=False)
+            ]
+            self.narrow_weights = nn.Parameter(torch.stack([weight for weight, _ in own]))
+            self.narrow_biases = nn.Parameter(torch.stack([bias for _, bias in own]))
+        self.register_buffer("tops", self._tops(), persistent=False)
         self.enabled = True
         self.active = len(self.widths) - 1
         """The variant for pictures without a choice."""
 
-    def grid(self, variant: int) -> LearnedGrid:
-        return self.grids[variant if self.own_grids else 0]
+    def _tops(self) -> Tensor:
+        return torch.tensor([float((1 << (width - 1)) - 1) for width in self.widths])
 
+    @staticmethod
     @torch.no_grad()
-    def _start(self, layer: nn.Conv2d, plan: LayerPlan, variant: int) -> Tensor:
+    def _start(layer: nn.Conv2d, plan: LayerPlan) -> Tensor:
         if plan.weight_scale is not None:
             return plan.weight_scale.float()
-        folded = layer.weight * self.grid(variant).scale.view(1, -1, 1, 1)
+        folded = layer.weight * plan.input.scale.float().view(1, -1, 1, 1)
         return best_weight_scale(folded, plan.weight_bits)
 
-    def quantized_weight(self, weight: Tensor, variant: int, rounding: Rounding) -> Tensor:
-        """Weights as a variant has them, in the units of ``weight``."""
-        top = (1 << (self.widths[variant] - 1)) - 1
+    def _integers(
+        self, layer: nn.Conv2d, part: slice, rounding: Rounding
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of some variants in units [variants, Cout, Cin, k, k] and biases."""
+        weight, bias = layer.weight[None], layer.bias[None]
+        if self.narrow_weights is not None:
+            weight = torch.cat([self.narrow_weights, weight])[part]
+            bias = torch.cat([self.narrow_biases, bias])[part]
         # What the grid of the input does to it is not what it is for: no gradient that way.
-        fold = self.grid(variant).scale.detach().view(1, -1, 1, 1)
-        scale = self.log_weight_scales[variant].exp().view(-1, 1, 1, 1)
-        return rounding((weight * fold / scale).clamp(-top, top)) * scale / fold
+        fold = self.grid.scale.detach()
+        fold = (fold[part] if self.own_grids else fold)[:, None, :, None, None]
+        unit = self.log_weight_scales[part].exp()[:, :, None, None, None] / fold
+        top = self.tops[part].view(-1, 1, 1, 1, 1)
+        return rounding((weight / unit).clamp(-top, top)), unit, bias
+
+    def quantized_weights(
+        self, layer: nn.Conv2d, part: slice, rounding: Rounding
+    ) -> tuple[Tensor, Tensor]:
+        """Weights [variants, Cout, Cin, k, k] and biases [variants, Cout] of some variants."""
+        integers, unit, bias = self._integers(layer, part, rounding)
+        return integers * unit, bias
 
     def forward(
         self, layer: nn.Conv2d, x: Tensor, choice: Tensor | None, rounding: Rounding
@@ -161,38 +204,77 @@ class LayerQuantizer(nn.Module):
             rounding: with the gradient that is wanted.
         """
         if choice is None:
-            weight = self.quantized_weight(layer.weight, self.active, rounding)
-            return _convolve(layer, self.grid(self.active)(x, rounding), weight)
-        variants = range(len(self.widths))
-        inputs = [grid(x, rounding) for grid in self.grids]
-        weights = [self.quantized_weight(layer.weight, v, rounding) for v in variants]
-        results = []
-        for number, picked in enumerate(choice):  # each picture has weights of its own
-            weight = sum(w * p for w, p in zip(weights, picked, strict=True))
-            one = [i[number : number + 1] for i in inputs]
-            seen = sum(i * p for i, p in zip(one, picked, strict=True)) if len(one) > 1 else one[0]
-            results.append(_convolve(layer, seen, weight))
-        return torch.cat(results)
+            one = slice(self.active, self.active + 1)
+            weights, biases = self.quantized_weights(layer, one, rounding)
+            seen = self.grid(x, rounding, self.active if self.own_grids else 0)
+            return _convolve(layer, seen, weights[0], biases[0])
+        weights, biases = self.quantized_weights(layer, slice(None), rounding)
+        # Widths are chosen for what they do to weights; grids follow.
+        seen = self.grid(x, rounding, choice.detach() if self.own_grids else 0)
+        weight = (choice @ weights.flatten(1)).view(len(choice), *layer.weight.shape)
+        return _convolve_each(layer, seen, weight, choice @ biases)
 
+    @torch.no_grad()
     def keep(self, widths: Collection[int]) -> None:
-        """Forget the other variants."""
+        """Forget the other variants; the widest must stay."""
         kept = [v for v, width in enumerate(self.widths) if width in widths]
+        self.log_weight_scales = nn.Parameter(self.log_weight_scales[kept])
         if self.own_grids:
-            self.grids = nn.ModuleList(self.grids[v] for v in kept)
-        self.log_weight_scales = nn.ParameterList(self.log_weight_scales[v] for v in kept)
+            self.grid.log_scale = nn.Parameter(
+                self.grid.log_scale[kept], self.grid.log_scale.requires_grad
+            )
+            if self.grid.offset is not None:
+                self.grid.offset = nn.Parameter(self.grid.offset[kept])
+        if self.narrow_weights is not None:
+            narrow = kept[:-1]
+            self.narrow_weights = nn.Parameter(self.narrow_weights[narrow]) if narrow else None
+            self.narrow_biases = nn.Parameter(self.narrow_biases[narrow]) if narrow else None
         self.widths = tuple(self.widths[v] for v in kept)
+        self.tops = self._tops().to(self.tops)
         self.active = len(kept) - 1
 
-    def plans(self) -> dict[int, LayerPlan]:
+    @torch.no_grad()
+    def plans(self, layer: nn.Conv2d) -> dict[int, LayerPlan]:
         """As export takes them, by bits of the weights."""
-        return {
-            width: LayerPlan(self.grid(v).frozen(), width, self.log_weight_scales[v].detach().exp())
-            for v, width in enumerate(self.widths)
-        }
+        integers, _, biases = self._integers(layer, slice(None), torch.round)
+        scales = self.log_weight_scales.exp()
+        made = {}
+        for v, width in enumerate(self.widths):
+            grid = self.grid.frozen(v if self.own_grids else 0)
+            made[width] = LayerPlan(grid, width, scales[v])
+            if v < len(self.widths) - 1:
+                made[width].rounded, made[width].bias = integers[v], biases[v]
+        return made
 
 
-def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
+@torch.no_grad()
+def _rounded(layer: nn.Conv2d, plan: LayerPlan, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and bias as calibration chose them; the layer's own where it chose none."""
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    if plan.rounded is not None:
+        weight = plan.rounded * weight_scale.view(-1, 1, 1, 1)
+        weight = (weight / plan.input.scale.view(1, -1, 1, 1)).to(layer.weight)
+    if plan.bias is not None:
+        bias = plan.bias.to(layer.bias)
+    return weight, bias
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+
+
+def _convolve_each(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each picture with a weight [B, Cout, Cin, k, k] and a bias [B, Cout] of its own."""
+    count, channels = bias.shape
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
+        result = torch.baddbmm(bias[:, :, None], weight.flatten(2), x.flatten(2))
+        return result.view(count, channels, *x.shape[2:])
+    # All pictures beside each other, as groups of channels.
+    together = x.reshape(1, -1, *x.shape[2:])
+    result = F.conv2d(
+        together, weight.flatten(0, 1), bias.flatten(), layer.stride, layer.padding, groups=count
+    )
+    return result.view(count, channels, *result.shape[2:])
 
 
 @dataclass
@@ -238,7 +320,6 @@ class SimulatedTransforms(nn.Module):
         self.names: list[str] = []
         self.quantizers = nn.ModuleList()
         self.selectors = nn.ModuleDict()
-        self.temperature = 1.0
         self._numbers: dict[nn.Module, int] = {}
         for transform in TRANSFORMS:
             getattr(network, transform).requires_grad_(True)
@@ -259,12 +340,40 @@ class SimulatedTransforms(nn.Module):
             count = len(self.dynamic_layers(transform))
             self.selectors[transform] = BitWidthSelector(first.out_channels, count)
         self._choices: dict[str, Tensor] = {}
+        self._drawn: dict[str, Tensor] = {}
         self.activity: dict[str, Tensor] = {}
         self.costs = multiply_accumulates(network)
+        # Tensors, since a CUDA graph reads them anew each time.
+        self.register_buffer("temperature", torch.ones(()), persistent=False)
+        self.register_buffer("_widths", torch.tensor(WIDTHS).float(), persistent=False)
+        self.branches = [n for transform in TRANSFORMS for n in self.dynamic_layers(transform)]
+        for transform in self.selectors:
+            shares = [self.share(name) for name in self.dynamic_layers(transform)]
+            self.register_buffer(f"_{transform}_shares", torch.tensor(shares), persistent=False)
 
     def layer(self, name: str) -> LayerQuantizer:
         """The quantizer of ``synthesis.blocks8.0.conv``."""
         return self.quantizers[self.names.index(name)]
+
+    def layers(self) -> Iterator[tuple[str, nn.Conv2d, LayerQuantizer]]:
+        """Name, convolution and quantizer of each."""
+        for name, quantizer in zip(self.names, self.quantizers, strict=True):
+            yield name, self.network.get_submodule(name), quantizer
+
+    def weights(self) -> list[nn.Parameter]:
+        """Everything of the transforms that float networks have, too, of all variants."""
+        own = [
+            p
+            for quantizer in self.quantizers
+            for p in (quantizer.narrow_weights, quantizer.narrow_biases)
+            if p is not None
+        ]
+        return [p for p in self.network.parameters() if p.requires_grad] + own
+
+    def scales(self) -> list[nn.Parameter]:
+        """Of weights and grids, and the offsets of these, where they are trained."""
+        weights = {id(p) for p in self.weights()}
+        return [p for p in self.quantizers.parameters() if p.requires_grad and id(p) not in weights]
 
     def dynamic_layers(self, transform: str) -> list[str]:
         """Names of the layers whose width its selector chooses, in the order of its choices."""
@@ -278,33 +387,41 @@ class SimulatedTransforms(nn.Module):
                 None, are its widest.
         """
         plans: dict[str, dict[str, LayerPlan]] = {name: {} for name in TRANSFORMS}
-        for name, quantizer in zip(self.names, self.quantizers, strict=True):
+        for name, layer, quantizer in self.layers():
             transform, path = name.split(".", 1)
-            variants = quantizer.plans()
+            variants = quantizer.plans(layer)
             plans[transform][path] = variants.get(bits, variants[max(variants)])
         return {name: TransformPlan(plans[name], dict(self.streams[name])) for name in TRANSFORMS}
 
     def forward(self, x: Tensor, quality: Tensor) -> SimulatedPass:
         """``x [B, 3, H, W]`` in [0, 1], sides multiples of 16; ``quality [B]`` in [1, 100]."""
-        self._choices, self.activity = {}, {}
+        self._choices, self._drawn, self.activity = {}, {}, {}
         self._quality = quality
         with convolutions_by(self._convolution):
             x_hat, y_bits, z_bits = self.network(x, quality)
-        branches = [name for transform in TRANSFORMS for name in self.dynamic_layers(transform)]
-        total = sum(self.costs[name] for name in branches)
-        weight_bits = x.new_zeros(len(x))
-        for name in branches:
-            quantizer, choice = self.layer(name), self._choices.get(name)
-            widths = x.new_tensor(quantizer.widths)
-            bits = widths[quantizer.active] if choice is None else choice @ widths
-            weight_bits = weight_bits + bits * (self.costs[name] / total)
-        return SimulatedPass(x_hat, y_bits + z_bits, weight_bits, self._choices)
+        return SimulatedPass(x_hat, y_bits + z_bits, self._mean_bits(x), self._choices)
+
+    def _mean_bits(self, x: Tensor) -> Tensor:
+        mean = x.new_zeros(len(x))
+        for transform in TRANSFORMS:
+            if transform in self._drawn:
+                share = getattr(self, f"_{transform}_shares")
+                mean = mean + self._drawn[transform] @ self._widths @ share
+                continue
+            for name in self.dynamic_layers(transform):
+                quantizer = self.layer(name)
+                mean = mean + self.share(name) * quantizer.widths[quantizer.active]
+        return mean
+
+    def share(self, name: str) -> float:
+        """Of a layer, of the multiply-accumulates of all whose width is a choice."""
+        return self.costs[name] / sum(self.costs[n] for n in self.branches)
 
     def _convolution(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         number = self._numbers[layer]
         name, quantizer = self.names[number], self.quantizers[number]
         if not quantizer.enabled:
-            return _convolve(layer, x, layer.weight)
+            return _convolve(layer, x, layer.weight, layer.bias)
         result = quantizer(layer, x, self._choices.get(name), self.rounding)
         transform, path = name.split(".", 1)
         if transform in self.selectors and path == FIRST_LAYERS[transform]:
@@ -312,9 +429,14 @@ class SimulatedTransforms(nn.Module):
             choice = self.selectors[transform](
                 self.activity[transform], self._quality, self.temperature
             )
+            self._drawn[transform] = choice
             for row, dynamic in enumerate(self.dynamic_layers(transform)):
                 had = [WIDTHS.index(w) for w in self.layer(dynamic).widths]
-                self._choices[dynamic] = choice[:, row, had]
+                # Not by a list, which would be copied to the device.
+                one = choice[:, row]
+                if len(had) < len(WIDTHS):
+                    one = torch.stack([one[:, w] for w in had], 1)
+                self._choices[dynamic] = one
         return result
 
 
@@ -325,7 +447,7 @@ def multiply_accumulates(network: PhotoNetwork) -> dict[str, float]:
     side, found = 64, {}
 
     def count(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        result = _convolve(layer, x, weight)
+        result = _convolve(layer, x, weight, bias)
         found[names[layer]] = weight.numel() * result[0, 0].numel() / side**2
         return result
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from pycodec.errors import InputError
+from pycodec.ops.backends import BACKENDS
+from pycodec.projection.grid import TABLES
 from pycodec.training.options import add_options
 from pycodec.training.sphere import SphereTrainer
 from pycodec.training.train import Trainer, TrainingOptions
@@ -23,7 +25,13 @@ _HELP = {
     "seed": "of all random choices",
     "save_minutes": "time between checkpoints",
     "validate_every": "steps between validations",
+    "minutes": "if not 0, the run takes so long: of the steps only the proportions count",
+    "average": "if not 0, decay a step of the average of the weights, which is what is exported",
+    "device": "where the network is trained, as PyTorch names it: cuda",
+    "workers": "processes that cut crops, for a GPU; 0: a thread",
 }
+
+_SPHERE = ("photos", "rate_only", "tilt", "padding")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +64,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --projection erp: train only the prediction of the latents, which is faster",
     )
     parser.add_argument(
+        "--panorama-share",
+        type=float,
+        default=0.5,
+        help="with --photos: of the pieces, how many are of panoramas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tilt",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="with --projection erp: by up to how much the horizon of every other panorama is "
+        "tilted (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--padding",
+        choices=(TABLES, *BACKENDS),
+        help="with --projection erp: what pads the tiles; default: native on the CPU, else tables",
+    )
+    parser.add_argument(
         "--refit",
         type=int,
         metavar="PIECES",
@@ -84,9 +111,12 @@ def run(args: argparse.Namespace) -> int:
             args.start,
             photos=args.photos,
             rate_only=args.rate_only,
+            panorama_share=args.panorama_share,
+            tilt=args.tilt,
+            padding=args.padding,
         )
-    elif args.photos or args.rate_only or args.refit is not None:
-        raise InputError("--photos, --rate-only and --refit need --projection erp")
+    elif any(getattr(args, name) for name in _SPHERE) or args.refit is not None:
+        raise InputError("--photos, --rate-only, --tilt, --padding, --refit need --projection erp")
     else:
         trainer = Trainer(args.folder, args.out, options, start=args.start)
     if args.refit is not None and not args.export_only:

@@ -115,6 +115,58 @@ class Sampler(Protocol):
         """So many random pieces of pictures."""
 
 
+class Stream(Protocol):
+    """Endless batches that are made ahead."""
+
+    def __next__(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+def stream(sampler: Sampler, size: int, workers: int = 0) -> Stream:
+    """Batches of ``size`` from a thread, or, for a GPU that would wait for it, from processes.
+
+    Args:
+        sampler: what draws them; with ``workers``, it has a ``random`` that each worker seeds anew.
+        size: of the batches.
+        workers: processes; 0: one thread of this process.
+    """
+    return Prefetcher(sampler, size) if workers == 0 else WorkerStream(sampler, size, workers)
+
+
+class _Batches(torch.utils.data.IterableDataset):
+    def __init__(self, sampler: Sampler, size: int) -> None:
+        self.sampler, self.size = sampler, size
+
+    def __iter__(self):
+        seed = torch.utils.data.get_worker_info().seed
+        self.sampler.random = np.random.default_rng(seed)
+        while True:
+            yield self.sampler.batch(self.size)
+
+
+class WorkerStream:
+    """Runs ``batch`` of a sampler in processes; which of them is next depends on their speed."""
+
+    def __init__(self, sampler: Sampler, size: int, workers: int) -> None:
+        generator = torch.Generator().manual_seed(int(sampler.random.integers(1 << 62)))
+        loader = torch.utils.data.DataLoader(
+            _Batches(sampler, size),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4,
+            multiprocessing_context="fork",  # decoded pictures are shared, not copied
+            generator=generator,
+        )
+        self._batches = iter(loader)
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self._batches = None
+
+
 class Prefetcher:
     """Runs ``batch`` of a sampler in a thread, a few batches ahead."""
 

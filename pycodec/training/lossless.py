@@ -39,7 +39,7 @@ from pycodec.quantization.context import (
     export_network,
     restore_network,
 )
-from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
+from pycodec.training.data import CropSampler, list_pictures, split_pictures, stream
 from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
@@ -71,6 +71,8 @@ class LosslessOptions:
         seed: of all random choices.
         save_minutes: time between checkpoints.
         validate_every: steps.
+        device: where it trains, as torch names it.
+        workers: processes that cut crops, which a GPU needs; 0: a thread.
     """
 
     size: str = "tcae-fast"
@@ -85,6 +87,8 @@ class LosslessOptions:
     seed: int = 1
     save_minutes: float = 3.0
     validate_every: int = 250
+    device: str = "cpu"
+    workers: int = 0
 
 
 class LosslessTrainer:
@@ -124,6 +128,7 @@ class LosslessTrainer:
         out.mkdir(parents=True, exist_ok=True)
         if start is not None:
             grow(self.network, load_network(start, options.chroma))
+        self.quantized.to(options.device)
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
             {"params": list(self.network.parameters()), "factor": 1.0},
@@ -139,7 +144,8 @@ class LosslessTrainer:
         """Train to the end; Ctrl-C leaves a checkpoint behind."""
         o = self.options
         # Four crops of a larger one: reading and scaling pictures costs as much as the training.
-        crops = Prefetcher(_sampler(self.pictures, 2 * o.crop, o.seed + self.step), o.batch // 4)
+        sampler = _sampler(self.pictures, 2 * o.crop, o.seed + self.step)
+        crops = stream(sampler, o.batch // 4, o.workers)
         saved = began = time.monotonic()
         mean = None
         try:
@@ -147,11 +153,12 @@ class LosslessTrainer:
                 if not self.quantized.enabled and self.step >= o.steps - o.quantize:
                     self.quantized.calibrate(*self._examples(next(crops)))
                     self._restart_average()
-                loss = self._optimize(next(crops))
+                loss = self._optimize(next(crops))  # a tensor: reading it would wait for the GPU
                 mean = loss if mean is None else mean + 0.02 * (loss - mean)
                 if self.step % o.validate_every == 0 or self.step == o.steps:
                     self.report(
-                        f"step {self.step}: training {mean:.4f}, validation {self.validate():.4f} "
+                        f"step {self.step}: training {mean.item():.4f}, "
+                        f"validation {self.validate():.4f} "
                         f"bpp, {time.monotonic() - began:.0f} s"
                     )
                 if time.monotonic() - saved > 60 * o.save_minutes:
@@ -165,7 +172,7 @@ class LosslessTrainer:
             crops.close()
             self._save()
 
-    def _optimize(self, crops: Tensor) -> float:
+    def _optimize(self, crops: Tensor) -> Tensor:
         o = self.options
         rate = min(1.0, (self.step + 1) / max(1, o.warmup))
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / o.steps))
@@ -174,7 +181,7 @@ class LosslessTrainer:
         half = o.crop
         quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
         bits, side = self._examples(torch.cat(quarters))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(bits.device.type, dtype=torch.bfloat16):
             logits = self.quantized(bits, side)
         loss = bits_per_pixel(logits, bits)
         self.optimizer.zero_grad()
@@ -183,10 +190,9 @@ class LosslessTrainer:
         self.optimizer.step()
         self.step += 1
         keep = min(0.998, self.step / (self.step + 10))
-        with torch.no_grad():
-            for name, value in self.quantized.state_dict().items():
-                self.average[name].lerp_(value, 1 - keep)
-        return loss.item()
+        now = self.quantized.state_dict()
+        torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - keep)
+        return loss.detach()
 
     def _round(self, crops: Tensor) -> None:
         """Write the integer network of the averaged weights; the run may still go on in floats."""
@@ -210,16 +216,19 @@ class LosslessTrainer:
 
     def _examples(self, rgb: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bits and side input of uint8 [N, 3, H, W]."""
+        device = self.options.device
+        layout = torch.contiguous_format if device == "cpu" else torch.channels_last
         if not self.options.chroma:
-            return bit_planes(to_gray(rgb)).float(), None
+            bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
+            return bits.to(torch.float32, memory_format=layout), None
         components = to_components(rgb.permute(0, 2, 3, 1).numpy())
-        planes = [bit_planes(torch.from_numpy(c)) for c in components]
+        planes = [bit_planes(torch.from_numpy(c).to(device)) for c in components]
         unknown = torch.zeros_like(planes[0])
         bits = torch.cat(planes[1:])
         side = torch.cat(
             [torch.stack([planes[0], unknown], 2), torch.stack([planes[0], planes[1]], 2)]
         )
-        return bits.float(), side.flatten(1, 2).float()
+        return tuple(x.to(torch.float32, memory_format=layout) for x in (bits, side.flatten(1, 2)))
 
     def validate(self) -> float:
         """Bits a pixel of the averaged network on crops of the held-out pictures."""
@@ -246,7 +255,7 @@ class LosslessTrainer:
         _write(state, self.out / CHECKPOINT)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.options.device)
         if LosslessConfig(**state["config"]) != self.config:
             raise InputError(f"{path} is of another network")
         self.quantized.load_state_dict(state["weights"])
@@ -314,7 +323,7 @@ def load_quantized(checkpoint: Path) -> QuantizedNetwork:
     """
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))

@@ -19,6 +19,7 @@ from pycodec.context.quadtree import STAGES, stage_mask
 from pycodec.models.blocks import on_sphere
 from pycodec.models.entropy_model import MAX_LOG2_SCALE, MIN_LOG2_SCALE, gaussian_bits
 from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN, PhotoNetwork, quality_lambda
+from pycodec.projection.grid import GridBatch
 from pycodec.training.pieces import Piece
 
 MEAN_STEP, MEAN_DAMPING = 0.5, 0.2
@@ -35,27 +36,31 @@ class HeadFit:
 
     def __init__(self, network: PhotoNetwork) -> None:
         self.network = network
+        device = next(network.parameters()).device
         channels = network.entropy_model.latent_channels
         inputs = network.entropy_model.stages[0].head.weight.shape[1] + 1  # and a one, for the bias
         self._group = channels // STAGES
-        self._mean_curvature = torch.zeros(STAGES, channels, inputs, inputs)
+        self._mean_curvature = torch.zeros(STAGES, channels, inputs, inputs, device=device)
         # A scale's curvature is the same for all channels that a stage has at a position.
-        self._scale_curvature = torch.zeros(STAGES, STAGES, inputs, inputs)
-        self._mean_gradient = torch.zeros(STAGES, channels, inputs)
-        self._scale_gradient = torch.zeros(STAGES, channels, inputs)
+        self._scale_curvature = torch.zeros(STAGES, STAGES, inputs, inputs, device=device)
+        self._mean_gradient = torch.zeros(STAGES, channels, inputs, device=device)
+        self._scale_gradient = torch.zeros(STAGES, channels, inputs, device=device)
 
     def add(self, piece: Piece) -> None:
         """Take up a piece, with noise in place of rounding and the loss's weight of its quality."""
         network, model = self.network, self.network.entropy_model
-        quality = torch.tensor(piece.qualities) / 100
+        x = piece.x.to(self._mean_gradient.device)
+        quality = torch.tensor(piece.qualities, device=x.device) / 100
+        # Tables pad on every device; the kernels of the CPU are faster there.
+        grid = piece.grid if x.device.type == "cpu" else GridBatch([piece.grid]).to(x.device)
         hidden: list[Tensor] = []
         hooks = [
             stage.act_hidden.register_forward_hook(lambda _m, _i, out: hidden.append(out))
             for stage in model.stages
         ]
         try:
-            with torch.no_grad(), on_sphere(piece.grid):
-                y = network.analysis(piece.x, quality)
+            with torch.no_grad(), on_sphere(grid):
+                y = network.analysis(x, quality)
                 model(y, network.hyperlatents(y, quality), quality)
         finally:
             for hook in hooks:
@@ -63,15 +68,15 @@ class HeadFit:
         middle = quality_lambda(torch.tensor(piece.quality_code / 100))
         weight = float((middle / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)).rsqrt())
         log2_step = model.log2_step(quality).detach()[:, :, None, None].expand_as(y)
-        own = torch.from_numpy(piece.grid.mask(y.shape[2]))
+        own = piece.grid.own(y)[:, 0].bool()
         for number, stage in enumerate(model.stages):
             with torch.no_grad():
                 mean, log2_scale = stage.head(hidden[number], stage.act_hidden.scale).chunk(2, 1)
             where = stage_mask(number, y.shape[1], *y.shape[2:])
             for group in range(STAGES):
                 channels = slice(group * self._group, (group + 1) * self._group)
-                here = own & torch.from_numpy(where[channels.start])
-                x, residual, scale, step = (
+                here = own & torch.from_numpy(where[channels.start]).to(y.device)
+                inputs, residual, scale, step = (
                     t.permute(0, 2, 3, 1)[here]
                     for t in (
                         hidden[number],
@@ -80,8 +85,8 @@ class HeadFit:
                         log2_step[:, channels],
                     )
                 )
-                x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-                self._add(number, group, x, residual, scale, step, weight)
+                inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
+                self._add(number, group, inputs, residual, scale, step, weight)
 
     @torch.no_grad()
     def _add(

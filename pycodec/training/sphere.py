@@ -22,15 +22,18 @@ from pycodec.evaluation.sphere import row_weights
 from pycodec.models.blocks import on_sphere, set_branch_dtype
 from pycodec.models.model_folder import WEIGHTS
 from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN, PhotoConfig, quality_lambda
-from pycodec.models.sphere import UNIT, SphereCodec
-from pycodec.training.data import split_pictures
+from pycodec.models.sphere import SphereCodec
+from pycodec.ops.backends import check_backend
+from pycodec.projection.grid import TABLES
+from pycodec.training.data import Sampler, split_pictures
 from pycodec.training.finalize import finalize
-from pycodec.training.pieces import Piece, PieceSampler
+from pycodec.training.pieces import PieceBatch, PieceSampler
 from pycodec.training.refit import refit_heads
 from pycodec.training.train import (
     VALIDATION_QUALITIES,
     Trainer,
     TrainingOptions,
+    checked_device,
     find_pictures,
     log,
 )
@@ -46,8 +49,12 @@ class SphereTrainer(Trainer):
         folder: equirectangular pictures; the third of each five is held out for validation.
         out, options, start, config: see ``Trainer``; a run must start from weights. Of the options
             ``batch`` counts pieces and ``crop`` is a multiple of 64.
-        photos: folder of ordinary pictures, of which half of the pieces are; None for panoramas
+        photos: folder of ordinary pictures, of which some of the pieces are; None for panoramas
             alone.
+        panorama_share: of the pieces, where there are photographs.
+        tilt: largest angle, degrees, by which every other panorama is tilted.
+        padding: what pads floats, see ``GridBatch``; None for the operation's own kernels on the
+            CPU, and for tables elsewhere.
         rate_only: train only what predicts the latents, for fewer bits of the same latents; the
             transforms and the quantization steps stay as they are. A step is far cheaper.
 
@@ -65,8 +72,15 @@ class SphereTrainer(Trainer):
         *,
         photos: Path | None = None,
         rate_only: bool = False,
+        panorama_share: float = 0.5,
+        tilt: float = 0.0,
+        padding: str | None = None,
     ) -> None:
         self._photo_folder, self.rate_only = photos, rate_only
+        self._panorama_share, self._tilt = panorama_share, tilt
+        self._padding = padding or default_padding(checked_device(options.device))
+        if self._padding != TABLES:
+            check_backend(self._padding)
         self._base = None
         if start is not None and start.resolve().parent == WEIGHTS.resolve():
             self._base = start.resolve().name
@@ -82,47 +96,63 @@ class SphereTrainer(Trainer):
         held_photos: list[Path] = []
         if self._photo_folder is not None:
             self._photos, held_photos = split_pictures(find_pictures(self._photo_folder))
-        self.held_out = []
+        self.held_out = {}
         if held_out or held_photos:
-            self.held_out = _validation_pieces(held_out, held_photos, self.options.crop)
+            self.held_out = _validation_batches(
+                held_out, held_photos, self.options.crop, self._padding
+            )
 
-    def _sampler(self, seed: int) -> PieceSampler:
-        return PieceSampler(self.training, self._photos, self.options.crop, seed=seed)
+    def _pieces(self, seed: int) -> PieceSampler:
+        return PieceSampler(
+            self.training, self._photos, self.options.crop, self._panorama_share, seed, self._tilt
+        )
+
+    def _sampler(self, seed: int) -> Sampler:
+        return _BatchSampler(self._pieces(seed), self._padding, self.device)
+
+    def _load_weights(self, path: Path) -> None:
+        super()._load_weights(path)
+        if path.is_file() and torch.load(path, map_location="cpu", weights_only=True)["quantized"]:
+            self._enable_quantization(resumed=True)
 
     def _start(self, sampler: PieceSampler) -> None:
         raise InputError("training for the sphere starts from the weights of a photo model")
 
-    def _loss(self, piece: Piece) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a piece, and what is logged of it.
+    def _loss(self, batch: PieceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of pieces, and what is logged of them.
 
-        ``bits + sum over tiles of lambda 255^2 times squared error``, a pixel, over the root of the
-        picture's lambda: as in ``rate_distortion_loss``. The lambda of a tile grows with the area
-        of its pixels. What lies beyond a tile's width counts nowhere.
+        Of a piece it is ``bits + sum over tiles of lambda 255^2 times squared error``, a pixel,
+        over the root of the picture's lambda: as in ``rate_distortion_loss``. The lambda of a tile
+        grows with the area of its pixels. What lies beyond a tile's width counts nowhere.
         """
-        quality = torch.tensor(piece.qualities) / 100
-        with on_sphere(piece.grid):
+        quality = batch.qualities
+        with on_sphere(batch.grid):
             if self.rate_only:
-                y_bits, z_bits = self._rates(piece.x, quality)
+                y_bits, z_bits = self._rates(batch.x, quality)
                 x_hat = None
             else:
                 x_hat, y_bits, z_bits = self.network(
-                    piece.x, quality, autocast=self.options.bfloat16
+                    batch.x, quality, autocast=self.options.bfloat16
                 )
-        pixels = UNIT**2 * sum(piece.grid.widths)
-        middle = quality_lambda(torch.tensor(piece.quality_code / 100))
-        loss = bpp = (y_bits + z_bits).sum() / pixels
-        values = {"hyper_share": (z_bits.sum() / (y_bits + z_bits).sum()).item()}
+
+        def of_pieces(tiles: Tensor) -> Tensor:
+            total = tiles.new_zeros(len(batch.quality_codes))
+            return total.index_add(0, batch.piece, tiles)
+
+        pixels = of_pieces(batch.areas)
+        loss = bpp = of_pieces(y_bits + z_bits) / pixels
+        values = {"bpp": bpp, "hyper_share": of_pieces(z_bits) / of_pieces(y_bits + z_bits)}
         if x_hat is not None:
-            own = torch.from_numpy(piece.grid.mask(UNIT)[:, None])
             x_hat = x_hat if self.network.training else x_hat.clamp(0, 1)
-            errors = ((x_hat - piece.x) * own).square().sum((1, 2, 3)) / 3
+            errors = ((x_hat - batch.x) * batch.grid.own(x_hat)).square().sum((1, 2, 3)) / 3
             multiplier = quality_lambda(quality)
-            loss = bpp + 255**2 * (multiplier * errors).sum() / pixels
-            counts = UNIT**2 * torch.tensor(piece.grid.widths)
-            mse = (multiplier * errors).sum() / (multiplier * counts).sum()
-            values["psnr"] = -10 * math.log10(mse.item())
-        loss = loss * (middle / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)).rsqrt()
-        return loss, {"loss": loss.item(), "bpp": bpp.item(), **values}
+            weighted = of_pieces(multiplier * errors)
+            loss = bpp + 255**2 * weighted / pixels
+            mse = weighted / of_pieces(multiplier * batch.areas)
+            values["psnr"] = -10 * mse.log10()
+        middle = quality_lambda(batch.quality_codes / 100)
+        loss = (loss * (middle / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)).rsqrt()).mean()
+        return loss, {"loss": loss.detach(), **{k: v.detach().mean() for k, v in values.items()}}
 
     def _rates(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
@@ -131,13 +161,10 @@ class SphereTrainer(Trainer):
             y = network.analysis(x, quality)
         return network.entropy_model(y, network.hyperlatents(y, quality), quality)[1:]
 
-    def _backward(self, batch: list[Piece]) -> dict[str, float]:
-        found = []
-        for piece in batch:
-            loss, values = self._loss(piece)
-            (loss / len(batch)).backward()
-            found.append(values)
-        return {name: float(np.mean([v[name] for v in found])) for name in found[0]}
+    def _backward(self, batch: PieceBatch) -> dict[str, float]:
+        loss, values = self._loss(batch.to(self.device))
+        loss.backward()
+        return _floats(values)
 
     def refit(self, pieces: int, passes: int = 2) -> None:
         """Fit the last layers of the entropy model: see ``pycodec.training.refit``.
@@ -155,7 +182,7 @@ class SphereTrainer(Trainer):
         set_branch_dtype(self.network, torch.bfloat16 if self.options.bfloat16 else torch.float32)
         batch = self.options.batch
         for _ in range(passes):
-            sampler = self._sampler(seed=self.options.seed + 7919 * (self.step + 1))
+            sampler = self._pieces(seed=self.options.seed + 7919 * (self.step + 1))
             batches = (sampler.batch(batch) for _ in range(-(-pieces // batch)))
             began = time.monotonic()
             refit_heads(self.network, itertools.chain.from_iterable(batches))
@@ -166,20 +193,23 @@ class SphereTrainer(Trainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss, bpp and PSNR (weighted by area) of the held-out pieces, at a few qualities."""
+        """Mean loss, bpp and PSNR (weighted by area) of the held-out pieces, at a few qualities.
+
+        Of pieces of panoramas and of photographs, each by itself; ``validation_loss`` is of both.
+        """
         if not self.held_out:
             return {}
         self.network.eval()
         self._set_observing(False)
         result: dict[str, float] = {}
         losses = []
-        for value in VALIDATION_QUALITIES:
-            pieces = [p for p in self.held_out if p.quality_code == round(100 * value)]
-            found = [self._loss(piece)[1] for piece in pieces]
-            losses += [v["loss"] for v in found]
-            for name in ("bpp", "psnr"):
-                if name in found[0]:
-                    result[f"{name}_q{value:g}"] = float(np.mean([v[name] for v in found]))
+        for kind, batches in self.held_out.items():
+            found = [_floats(self._loss(batch.to(self.device))[1]) for batch in batches]
+            losses.append([v["loss"] for v in found])
+            result[f"loss_{kind}"] = float(np.mean(losses[-1]))
+            for value, values in zip(VALIDATION_QUALITIES, found, strict=True):
+                for name in {"bpp", "psnr"} & values.keys():
+                    result[f"{name}_{kind}_q{value:g}"] = values[name]
         return {"validation_loss": float(np.mean(losses)), **result}
 
     def export(self, folder: Path, report: Callable[[str], None] = log.info) -> Path:
@@ -189,15 +219,17 @@ class SphereTrainer(Trainer):
         for path in self.training:
             with Image.open(path) as image:
                 pictures.append(np.asarray(image.convert("RGB")))
-        finalize(
-            self.network,
-            pictures,
-            folder,
-            report,
-            coder=SphereCodec,
-            error=_sphere_error,
-            base=self._base,
-        )
+        with self.averaged():
+            finalize(
+                self.network.cpu(),
+                pictures,
+                folder,
+                report,
+                coder=SphereCodec,
+                error=_sphere_error,
+                base=self._base,
+            )
+        self.network.to(self.device)
         return folder
 
 
@@ -208,8 +240,47 @@ def _sphere_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.dot(weights, rows) / weights.sum())
 
 
-def _validation_pieces(panoramas: list[Path], photos: list[Path], crop: int) -> list[Piece]:
+def _validation_batches(
+    panoramas: list[Path], photos: list[Path], crop: int, padding: str
+) -> dict[str, list[PieceBatch]]:
+    """Of each kind of picture a batch for each of the ``VALIDATION_QUALITIES``."""
     sampler = PieceSampler(panoramas, photos, crop, seed=1)
-    kinds = [sampler.panorama] * bool(sampler.panoramas) + [sampler.photo] * bool(sampler.photos)
+    kinds = {}
+    if sampler.panoramas:
+        kinds["panorama"] = sampler.panorama
+    if sampler.photos:
+        kinds["photo"] = sampler.photo
     codes = [round(100 * value) for value in VALIDATION_QUALITIES]
-    return [kind(code) for code in codes for kind in kinds for _ in range(VALIDATION_PIECES)]
+    return {
+        name: [PieceBatch.of([kind(c) for _ in range(VALIDATION_PIECES)], padding) for c in codes]
+        for name, kind in kinds.items()
+    }
+
+
+def default_padding(device: torch.device) -> str:
+    """Of the CPU its kernels; of others tables, which need none."""
+    return "native" if device.type == "cpu" else TABLES
+
+
+def _floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """All at once, for which a GPU has to be waited for."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+class _BatchSampler:
+    """Joins pieces of a sampler; for other devices than the CPU, half as large."""
+
+    def __init__(self, pieces: PieceSampler, padding: str, device: torch.device) -> None:
+        self.pieces, self.padding = pieces, padding
+        self.dtype = torch.float32 if device.type == "cpu" else torch.float16
+
+    @property
+    def random(self) -> np.random.Generator:
+        return self.pieces.random
+
+    @random.setter
+    def random(self, generator: np.random.Generator) -> None:
+        self.pieces.random = generator
+
+    def batch(self, size: int) -> PieceBatch:
+        return PieceBatch.of(self.pieces.batch(size), self.padding, self.dtype)

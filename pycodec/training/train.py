@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pycodec.errors import CodecError
+from pycodec.errors import CodecError, InputError
 from pycodec.models.photo import read_photo_tensors
 from pycodec.models.photo_network import (
     LAMBDA_MAX,
@@ -30,10 +31,10 @@ from pycodec.quantization.export import restore_entropy_model
 from pycodec.quantization.fake_quant import QuantizedActivation
 from pycodec.training.data import (
     CropSampler,
-    Prefetcher,
     Sampler,
     list_pictures,
     split_pictures,
+    stream,
 )
 from pycodec.training.finalize import finalize
 from pycodec.training.klt_start import start_from_klt
@@ -53,6 +54,10 @@ class TrainingOptions:
     The learning rate warms up over ``warmup`` steps, stays, and falls linearly to zero over the
     last ``decay`` steps; simulated integer arithmetic is on for the last ``quantize`` steps. So a
     run can be stopped at any checkpoint and resumed with another ``steps``.
+
+    With ``minutes`` the run takes that long, whatever the machine's speed, and of ``steps``,
+    ``decay`` and ``quantize`` only the proportions count. With ``average`` the exponential moving
+    average of the weights, of that decay a step, is what is validated and exported.
     """
 
     steps: int = 14_500
@@ -67,6 +72,10 @@ class TrainingOptions:
     bfloat16: bool = True
     save_minutes: float = 5.0
     validate_every: int = 1000
+    minutes: float = 0.0
+    average: float = 0.0
+    device: str = "cpu"
+    workers: int = 0
 
 
 def rate_distortion_loss(
@@ -112,6 +121,7 @@ class Trainer:
 
     Raises:
         CodecError: the folder holds no picture, or none that is large enough.
+        InputError: PyTorch has no such device.
     """
 
     def __init__(
@@ -122,14 +132,16 @@ class Trainer:
         start: Path | None = None,
         config: PhotoConfig | None = None,
     ) -> None:
-        self.options, self.out = options, out
+        self.options, self.out, self.device = options, out, checked_device(options.device)
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(options.seed)
         self._find_pictures(folder)
-        self.network = PhotoNetwork(config or PhotoConfig()).to(memory_format=torch.channels_last)
+        network = PhotoNetwork(config or PhotoConfig())
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
         )
+        self._average: list[Tensor] = []
         self.step = 0
         self._observed = 0  # steps in which activation peaks were recorded
         self.seconds = 0.0
@@ -143,7 +155,9 @@ class Trainer:
         sampler = self._sampler(seed=options.seed + 7919 * self.step)
         if not resumed and start is None:
             self._start(sampler)
-        self.batches = Prefetcher(sampler, options.batch)
+        if options.average and not self._average:
+            self._average = [p.detach().clone() for p in self.network.parameters()]
+        self.batches = stream(sampler, options.batch, options.workers)
         self._log = _CsvLog(out / "log.csv")
         self._board = _tensorboard(out)
 
@@ -158,7 +172,9 @@ class Trainer:
     def _start(self, sampler: Sampler) -> None:
         """First weights of a run that starts from none."""
         count = max(1, 2_000_000 // self.options.crop**2)
+        self.network.cpu()
         start_from_klt(self.network, sampler.batch(count).float() / 255)
+        self.network.to(self.device)
 
     def _load_weights(self, path: Path) -> None:
         if path.is_dir():
@@ -172,6 +188,8 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        if self.options.average:
+            self._average = [t.to(self.device) for t in state.get("average", [])]
         if state["quantized"]:
             self._enable_quantization(resumed=True)
         torch.manual_seed(self.options.seed + self.step)
@@ -186,6 +204,7 @@ class Trainer:
             "seconds": self.seconds,
             "quantized": self.network.entropy_model.quantized,
             "options": asdict(self.options),
+            "average": self._average,
         }
         temporary = self.out / (name + ".tmp")
         torch.save(state, temporary)
@@ -203,7 +222,7 @@ class Trainer:
 
     def _prepare_step(self) -> None:
         """Learning rate and quantization for the step about to be made."""
-        o, left = self.options, self.options.steps - self.step
+        o, left = self.options, self._left()
         factor = min(1.0, (self.step + 1) / max(1, o.warmup), left / max(1, o.decay))
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * factor
@@ -213,6 +232,28 @@ class Trainer:
             observing = left <= o.quantize + OBSERVE_STEPS
             self._observed += observing
             self._set_observing(observing)
+
+    def _left(self) -> float:
+        """Steps left; with ``minutes``, the share of time that is left, of ``steps``."""
+        o = self.options
+        if o.minutes:
+            return o.steps * max(0.0, 1 - self.seconds / (60 * o.minutes))
+        return o.steps - self.step
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the network has the averaged weights, if there are some."""
+        own = [p.detach().clone() for p in self.network.parameters()] if self._average else []
+        self._set_parameters(self._average)
+        try:
+            yield
+        finally:
+            self._set_parameters(own)
+
+    @torch.no_grad()
+    def _set_parameters(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.network.parameters(), values, strict=bool(values)):
+            parameter.copy_(value)
 
     def _set_observing(self, observing: bool) -> None:
         for module in self.network.modules():
@@ -229,14 +270,21 @@ class Trainer:
             self.optimizer.step()
         self.network.zero_grad(set_to_none=True)
         self.step += 1
+        if self._average:
+            parameters = [p.detach() for p in self.network.parameters()]
+            # Early on the average is of all steps so far.
+            share = max(1 - self.options.average, 1 / (self.step + 1))
+            torch._foreach_lerp_(self._average, parameters, share)
         return values | {"gradient_norm": norm.item()}
 
     def _backward(self, batch: Any) -> dict[str, float]:
         """Gradients of the loss of what the sampler made; returns what is logged."""
         o = self.options
-        x = batch.float().div_(255).contiguous(memory_format=torch.channels_last)
+        x = batch.to(self.device, non_blocking=True).float().div_(255)
+        x = x.contiguous(memory_format=torch.channels_last)
         # Stratified qualities: every batch spans the whole range.
         quality = 1 + 99 * (torch.randperm(o.batch) + torch.rand(o.batch)) / o.batch
+        quality = quality.to(self.device)
         x_hat, y_bits, z_bits = self.network(x, quality, autocast=o.bfloat16)
         loss, bpp, mse = rate_distortion_loss(x, x_hat, y_bits + z_bits, quality)
         loss.backward()
@@ -257,9 +305,9 @@ class Trainer:
         result: dict[str, float] = {}
         losses = []
         for value in VALIDATION_QUALITIES:
-            quality = torch.tensor([value])
+            quality = torch.tensor([value], device=self.device)
             rates, psnrs = [], []
-            for x in self.held_out:
+            for x in (picture.to(self.device) for picture in self.held_out):
                 x_hat, y_bits, z_bits = self.network(x, quality, autocast=self.options.bfloat16)
                 loss, bpp, mse = rate_distortion_loss(
                     x, x_hat.clamp(0, 1), y_bits + z_bits, quality
@@ -276,7 +324,9 @@ class Trainer:
         self.batches.close()
         step = max(1, len(self.training) // 48)
         pictures = [read_scaled(path) for path in self.training[::step]]
-        finalize(self.network, pictures, folder, report)
+        with self.averaged():
+            finalize(self.network.cpu(), pictures, folder, report)
+        self.network.to(self.device)
         return folder
 
     def run(self, report_every: int = 50) -> None:
@@ -300,27 +350,32 @@ class Trainer:
         )
         try:
             with Progress(*columns, console=Console(stderr=True)) as progress:
-                task = progress.add_task("train", total=o.steps, completed=self.step, status="")
+                done = o.steps - self._left()
+                task = progress.add_task("train", total=o.steps, completed=done, status="")
                 window: list[dict[str, float]] = []
-                while self.step < o.steps:
+                while self._left() > 0:
                     began = time.monotonic()
                     window.append(self.train_step())
-                    self.seconds += time.monotonic() - began
                     if self.step % report_every == 0:
                         mean = {k: float(np.mean([w[k] for w in window])) for k in window[0]}
                         window.clear()
                         self._record(mean)
                         progress.update(
                             task,
-                            completed=self.step,
+                            completed=o.steps - self._left(),
                             status=f"loss {mean['loss']:.3f} {mean['bpp']:.3f} bpp"
                             + (f" {mean['psnr']:.2f} dB" if "psnr" in mean else ""),
                         )
                     if self.step % o.validate_every == 0 or self.step == o.steps:
-                        self._record(self.validate())
+                        with self.averaged():
+                            self._record(self.validate())
                     if time.monotonic() - saved > 60 * o.save_minutes:
                         self.save()
                         saved = time.monotonic()
+                    self.seconds += time.monotonic() - began
+                if o.minutes:
+                    with self.averaged():
+                        self._record(self.validate())
         finally:
             self.save()
             self.batches.close()
@@ -365,6 +420,15 @@ class _CsvLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as PyTorch says it without CUDA
+        raise InputError(f"no training on {name!r}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _tensorboard(out: Path):

@@ -67,6 +67,14 @@ def test_arguments(call):
         "job"
     ]
     assert (job.qualities, job.anchors, job.ms_ssim) == ((9.0, 50.0), ("jpeg",), False)
+    assert job.projection is None
+    job = call("encode", "a", "b", "--projection", "auto")[2]["job"]
+    assert job.projection == "auto"
+    arguments = ("eval", "a", "b", "--no-ms-ssim", "--projection", "erp")
+    job = call(*arguments)[2]["job"]
+    assert job.projection == "erp" and job.anchors[:2] == ("photo", "jpeg")
+    job = call(*arguments, "--anchors", "photo,webp")[2]["job"]
+    assert job.anchors == ("photo", "webp")
 
 
 def test_wrong_usage(call):
@@ -77,6 +85,9 @@ def test_wrong_usage(call):
     assert code == 1 and "--engine ray" in said
     code, said, _ = call("eval", "a", "b", "--anchors", "gif")
     assert code == 1 and "unknown anchor" in said
+    code, said, _ = call("eval", "a", "b", "--anchors", "photo")
+    assert code == 1 and "unknown anchor" in said
+    assert call("decode", "a", "b", "--projection", "erp")[0] == 2
 
 
 def test_what_is_said(call):

@@ -18,7 +18,7 @@ import pycodec
 from pycodec import CodecError, InputError
 from pycodec.batch import Job, run, run_batch
 from pycodec.batch.work import Outcome, Worker
-from pycodec.coding.container import peek
+from pycodec.coding.container import Codec, peek
 from pycodec.models import model_folder
 from pycodec.storage import TEMPORARY, LocalFolder
 
@@ -348,6 +348,45 @@ def test_eval(source, tmp_path):
     assert (out / "measurements.csv").exists()
     with pytest.raises(InputError, match="inside"):
         run_batch(Job("eval", str(source), str(source / "results"), **options))
+
+
+def test_eval_of_panoramas(tmp_path, photograph):
+    """On the sphere, with the codec for it, against the photo codec: as ``pycodec eval`` says."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("bjontegaard")
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    Image.fromarray(photograph[:64, :128]).save(source / "panorama.png")
+    options = {"qualities": (20.0, 60.0), "anchors": ("photo",), "ms_ssim": False}
+    job = Job("eval", str(source), str(out), projection="erp", **options)
+    assert run_batch(job).done == 1
+    with open(out / "measurements.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["codec"] for row in rows] == ["pycodec"] * 2 + ["photo"] * 2
+    assert {"ws_psnr", "s_psnr", "viewport_psnr"} < rows[0].keys() and "psnr" not in rows[0]
+    data = pycodec.encode(photograph[:64, :128], 20, projection="erp")
+    assert int(rows[0]["bytes"]) == len(data)
+    assert int(rows[2]["bytes"]) == len(pycodec.encode(photograph[:64, :128], 20))
+    summary = json.loads((out / "summary.json").read_text())
+    assert {entry["metric"] for entry in summary["bd_rates"]} == {
+        "ws_psnr",
+        "s_psnr",
+        "viewport_psnr",
+    }
+    assert (out / "rate_distortion.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="unknown anchor 'photo'"):
+        run_batch(Job("eval", str(source), str(out), projection="none", **options))
+
+
+def test_projection_of_encode(encode, tmp_path):
+    """Only what the job says, and another file than without."""
+    assert encode(quality=60).done == 5
+    plain = (tmp_path / "out" / "one.lci").read_bytes()
+    assert encode(quality=60, projection="erp").done == 5
+    assert peek((tmp_path / "out" / "one.lci").read_bytes()).codec == Codec.SPHERE
+    assert encode(quality=60, projection="erp").skipped == 5
+    assert encode(quality=60).done == 5
+    assert (tmp_path / "out" / "one.lci").read_bytes() == plain
 
 
 def test_urls(source, tmp_path):

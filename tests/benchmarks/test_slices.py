@@ -201,7 +201,7 @@ def test_benchmarks_are_gathered(slices, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_all, "steps", lambda kodak, erp: made)
     arguments = ["--out", str(tmp_path / "out"), "--results", str(tmp_path)]
     assert run_all.main([*arguments, "--only", "a"]) == 0
-    assert run_all.main([*arguments, "--minutes", "0.1"]) == 0
+    assert run_all.main([*arguments, "--only", "b"]) == 0
     (path,) = tmp_path.glob("*.json")
     document = json.loads(path.read_text())
     assert [step["output"] for step in document["steps"].values()] == [["a"], ["b"]]
@@ -244,6 +244,10 @@ def test_the_campaign_from_slice_to_slice(slices, campaign, tmp_path, monkeypatc
     )
     arguments = ["--out", str(tmp_path), "--minutes", "0.1"]
     assert campaign.main(arguments) == slices.MORE_LEFT
+    assert campaign.main([*arguments, "--only", "time-*"]) == 0  # it is done
+    with pytest.raises(SystemExit):
+        campaign.main([*arguments, "--only", "tests"])
+    assert not (tmp_path / "test-x.log").exists()
     assert campaign.main(arguments) == 0
     document = json.loads((tmp_path / "made-gpu-1.json").read_text())
     assert document["complete"] is True

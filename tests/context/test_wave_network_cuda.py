@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from pycodec.context import wave_network_cuda
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.context.wave_network_cuda import CudaWaveNetwork, Launch
 from pycodec.errors import CorruptStreamError, InputError
+from pycodec.models import head_adaptation, lossless
+from pycodec.models.zoo import WEIGHTS
 from pycodec.ops import trimmed_kernels
 
 from ..emulation import build
@@ -123,6 +126,44 @@ class TestOnEveryDevice:
         decoded = on_gpu.decode(stream, TABLES, height, width, launch=launch)
         assert decoded.dtype == np.int32
         np.testing.assert_array_equal(decoded, symbols)
+
+    def test_the_last_layer_may_be_chosen_late(self, device):
+        rng = np.random.default_rng(0)
+        network = random_network(rng, ORDERS["slope"], 3, [5, 7], [3, 5])
+        symbols = random_volume(rng, 3, 9, 14)
+        on_gpu = CudaWaveNetwork(network, device[0])
+        expected, actual = network.begin(symbols), on_gpu.begin(symbols)
+        rows = [0, 4, 8]
+        for a, b in zip(actual.head_input(rows), expected.head_input(rows), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        head = network.layers[-1]
+        head = replace(head, weight=-head.weight, bias=head.bias + 3)
+        changed = replace(network, layers=[*network.layers[:-1], head])
+        for other in (None, changed):
+            for a, b in zip(actual.order(other), expected.order(other), strict=True):
+                np.testing.assert_array_equal(a, b)
+        stream = changed.encode(symbols, TABLES)
+        assert stream != network.encode(symbols, TABLES)
+        decoded = on_gpu.with_head(changed).decode(stream, TABLES, 9, 14)
+        np.testing.assert_array_equal(decoded, symbols)
+
+    def test_lossless_files_are_those_of_the_cpu(self, device, monkeypatch):
+        def larger_biases(encoding, tables):
+            counts = head_adaptation._seen(encoding.network.layers[-1]).sum(1)
+            return head_adaptation._pack([np.array([0] * n + [50]) for n in counts], 0)
+
+        monkeypatch.setattr(lossless, "fit_head", larger_biases)
+        on_cpu = lossless.load_lossless_model(WEIGHTS / "tcae-fast")
+        on_gpu = lossless.load_lossless_model(WEIGHTS / "tcae-fast", device="cpu")
+        for name in ("gray", "chroma"):
+            setattr(on_gpu, name, CudaWaveNetwork(getattr(on_cpu, name), device[0]))
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
+        coded = on_gpu.compress(pixels)
+        assert coded.streams == on_cpu.compress(pixels).streams
+        assert coded.streams != on_cpu.compress(pixels, adapt=False).streams
+        decoded = on_gpu.decompress(coded.streams, 30, 24, gray=False)
+        np.testing.assert_array_equal(decoded, pixels)
 
     @given(
         seed=st.integers(0, 2**32 - 1),

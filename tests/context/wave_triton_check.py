@@ -13,7 +13,7 @@ from pycodec.coding import rans
 from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import WaveNetwork
 from pycodec.models.lossless_network import bit_planes
-from pycodec.models.zoo import WEIGHTS, load_model
+from pycodec.models.zoo import load_model
 from pycodec.triton_kernels.wave_network import WaveDecoder
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: pycodec is the installed one
@@ -36,7 +36,7 @@ def main() -> None:
     for order, steps in cases.ORDERS.items():
         for groups, widths, kernels, size in (
             (1, (), (), (2, 3)),
-            (3, (5, 20, 5), (3, 5, 1), (3, 4)),
+            *([(3, (5, 20, 5), (3, 5, 1), (3, 4))] if order == "slope" else []),
             (2, (17,), (3,), (5, 3)),
         ):
             rng = np.random.default_rng(count)
@@ -47,13 +47,11 @@ def main() -> None:
                 raise SystemExit(f"differs: {order} {groups} {widths} {size}") from error
             count += 1
     # The larger tcae runs the same kernels, and takes the interpreter minutes.
-    for folder in sorted(WEIGHTS.glob("tcae-fast*")):
-        codec = load_model(folder.name)
-        pixels = torch.from_numpy(data.camera()[200:204, 200:205])
-        symbols = bit_planes(pixels[None])[0].numpy().astype(np.int32)
-        check(codec.gray, symbols, codec.tables)
-        count += 1
-    print(f"{count} streams are written and decoded")
+    codec = load_model("tcae-fast")
+    pixels = torch.from_numpy(data.camera()[200:203, 200:204])
+    symbols = bit_planes(pixels[None])[0].numpy().astype(np.int32)
+    check(codec.gray, symbols, codec.tables)
+    print(f"{count + 1} streams are written and decoded")
 
 
 if __name__ == "__main__":

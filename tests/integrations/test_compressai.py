@@ -17,11 +17,11 @@ from PIL import Image
 from pycodec import cli
 from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 from pycodec.integrations.compressai import accelerate, convert_checkpoint, read_pictures
-from pycodec.models.hyperprior import LATENT_BITS
+from pycodec.models.hyperprior import LATENT_BITS, hyperlatents
 from pycodec.models.hyperprior_network import ARCHITECTURES
 from pycodec.models.zoo import load_model
 
-from ..hyperprior_networks import WITH_CONTEXT, WITHOUT_CONTEXT, make_network
+from ..hyperprior_networks import GROUPED, WITH_CONTEXT, WITHOUT_CONTEXT, make_network
 
 
 def pictures(count=2, height=64, width=128):
@@ -39,8 +39,13 @@ def test_compress_and_decompress(accelerated, architecture):
     x = pictures()
     result = model.compress(x)
     kinds = 1 if architecture == "bmshj2018-factorized" else 2
-    assert set(result) == {"strings", "shape"}
-    assert tuple(result["shape"]) == ((4, 8) if kinds == 1 else (1, 2))
+    shape = result["shape"]
+    if architecture in GROUPED:
+        assert set(result) == {"strings", "shape", "y_hat"}
+        shape = shape["hyper"]
+    else:
+        assert set(result) == {"strings", "shape"}
+    assert tuple(shape) == ((4, 8) if kinds == 1 else (1, 2))
     assert [len(kind) for kind in result["strings"]] == [2] * kinds
     decoded = model.decompress(**result)["x_hat"]
     assert decoded.shape == x.shape
@@ -50,8 +55,10 @@ def test_compress_and_decompress(accelerated, architecture):
     assert one["strings"] == [kind[1:] for kind in result["strings"]]
     y = model.model.g_a(x[1:])
     streams = [kind[0] for kind in one["strings"]]
-    latents = model.entropy_model.decode(streams, *one["shape"]).permute(2, 0, 1)
-    assert float((latents / (1 << LATENT_BITS) - y[0]).abs().max()) <= 0.5 + 2**-6
+    latents = model.entropy_model.decode(streams, *shape).permute(2, 0, 1) / (1 << LATENT_BITS)
+    assert float((latents - y[0]).abs().max()) <= 0.5 + 2**-6
+    if architecture in GROUPED:
+        assert torch.equal(one["y_hat"][0], latents)
 
 
 def test_it_stays_the_model(accelerated):
@@ -70,13 +77,14 @@ def test_the_model_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_change_no_stream(accelerated, threads):
-    model = accelerate(make_network("mbt2018"), pictures(2, 128, 128), threads=threads)
+@pytest.mark.parametrize("architecture", ["mbt2018", *GROUPED])
+def test_threads_change_no_stream(accelerated, architecture, threads):
+    model = accelerate(make_network(architecture), pictures(2, 128, 128), threads=threads)
     x = pictures()
     with torch.no_grad():
         y = model.model.g_a(x[:1])
-        z = model.model.h_a(y)
-    expected = accelerated["mbt2018"].entropy_model.encode(y[0], z[0], 3)
+        z = hyperlatents(model.model, y, abs_latents=False)
+    expected = accelerated[architecture].entropy_model.encode(y[0], z[0], 3)
     coded = model.entropy_model.encode(y[0], z[0], threads)
     assert coded.streams == expected.streams
 
@@ -118,6 +126,18 @@ def test_damaged_results(accelerated, architecture):
         model.decompress(strings, (shape[0] + 1, shape[1]))
 
 
+def test_damaged_results_of_latent_codecs(accelerated):
+    model = accelerated["elic2022-official"]
+    result = model.compress(pictures(1, 64, 64))
+    for wrong in [result["shape"]["hyper"], {}, None]:
+        with pytest.raises(InputError, match="latent codecs"):
+            model.decompress(result["strings"], wrong)
+    with pytest.raises(CorruptStreamError):
+        model.decompress(result["strings"], {"hyper": (1, 2)})
+    with pytest.raises(InputError, match="2 lists"):
+        model.decompress(result["strings"][:1], result["shape"])
+
+
 def test_what_compress_refuses(accelerated):
     model = accelerated["mbt2018"]
     for wrong in [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), "picture"]:
@@ -138,6 +158,46 @@ def test_what_accelerate_refuses():
     network.h_s[1] = torch.nn.GELU()
     with pytest.raises(UnsupportedError, match="GELU"):
         accelerate(network)
+    network.Gain = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UnsupportedError, match="gains"):
+        accelerate(network)
+
+
+def test_what_accelerate_refuses_of_latent_codecs():
+    """Trees of other parts, and parts that do not fit: nothing is coded with a wrong guess."""
+    with pytest.raises(UnsupportedError, match="not reproducible"):
+        accelerate(make_network("cheng2020-anchor-checkerboard"), exact=True)
+
+    def changed(architecture, change):
+        network = make_network(architecture)
+        change(network.latent_codec)
+        return network
+
+    def merge_a_sum(codec):
+        codec.y.merge = lambda context, side: context + side[:, : context.shape[1]]
+
+    def other_tables(codec):
+        codec.y.latent_codec["y1"].y.gaussian_conditional.scale_table = torch.ones(3)
+
+    def pool(codec):
+        codec.y.entropy_parameters[0] = torch.nn.Conv2d(48, 40, 3, padding=1)
+
+    for architecture, change, match in [
+        ("cheng2020-anchor-checkerboard", merge_a_sum, "merges|fit"),
+        ("cheng2020-anchor-checkerboard", pool, "pointwise"),
+        ("cheng2020-anchor-checkerboard", lambda c: delattr(c, "hyper"), "_HyperpriorCodec"),
+        (
+            "cheng2020-anchor-checkerboard",
+            lambda c: setattr(c.y.y, "chunks", ("scales",)),
+            "scales",
+        ),
+        ("cheng2020-anchor-checkerboard", lambda c: delattr(c.y.y, "chunks"), "_GaussianCodec"),
+        ("elic2022-official", other_tables, "tables"),
+        ("elic2022-official", lambda c: c.y.groups.append(3), "ChannelGroups"),
+        ("elic2022-official", lambda c: c.y.groups.reverse(), "fit|groups"),
+    ]:
+        with pytest.raises(UnsupportedError, match=match):
+            accelerate(changed(architecture, change))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -202,6 +262,7 @@ def test_wrong_checkpoints(tmp_path, capsys):
 def build():
     """CompressAI's model with the weights of ``make_network``, and tables."""
     models = pytest.importorskip("compressai.models")
+    sensetime = pytest.importorskip("compressai.models.sensetime")
     classes = {
         "bmshj2018-factorized": models.FactorizedPrior,
         "bmshj2018-hyperprior": models.ScaleHyperprior,
@@ -209,11 +270,16 @@ def build():
         "mbt2018": models.JointAutoregressiveHierarchicalPriors,
         "cheng2020-anchor": models.Cheng2020Anchor,
         "cheng2020-attn": models.Cheng2020Attention,
+        "cheng2020-anchor-checkerboard": sensetime.Cheng2020AnchorCheckerboard,
+        "elic2022-official": sensetime.Elic2022Official,
+        "elic2022-chandelier": sensetime.Elic2022Chandelier,
     }
 
     def make(architecture):
         network = make_network(architecture)
         widths = (network.n,) if architecture.startswith("cheng2020") else (network.n, network.m)
+        if network.groups is not None:
+            widths = (*widths, network.groups)
         model = classes[architecture](*widths)
         missing, unexpected = torch.nn.Module.load_state_dict(
             model, network.state_dict(), strict=False
@@ -263,7 +329,10 @@ def test_accelerated_is_close_to_compressai(build, architecture):
     x = pictures(1, 128, 192)
     theirs, ours = model.compress(x), fast.compress(x)
     assert ours["shape"] == theirs["shape"]
+    assert set(ours) == set(theirs)
     assert list(fast.state_dict()) == list(model.state_dict())
+    if "y_hat" in ours:
+        assert float((ours["y_hat"] - theirs["y_hat"]).abs().mean()) < 0.01
     size_of_theirs, size_of_ours = (
         sum(len(s) for kind in r["strings"] for s in kind) for r in (theirs, ours)
     )
@@ -273,6 +342,93 @@ def test_accelerated_is_close_to_compressai(build, architecture):
         for m, r in ((fast, ours), (model, theirs))
     ]
     assert abs(psnr[0] - psnr[1]) < 0.02
+
+
+@pytest.mark.parametrize("architecture", WITH_CONTEXT)
+@torch.no_grad()
+def test_indexes_are_compressai_s(build, architecture, monkeypatch):
+    """The conditioning is the same: at every symbol the table that CompressAI takes, or, where the
+    scale is at a border, the next."""
+    model = build(architecture)
+    fast = accelerate(model, pictures(2, 128, 128))
+    x = pictures(1, 128, 192)
+    kind = type(
+        next(
+            m for m in model.modules() if hasattr(m, "build_indexes") and hasattr(m, "scale_table")
+        )
+    )
+    build_indexes, steps = kind.build_indexes, []
+
+    def recorded(self, scales):
+        indexes = build_indexes(self, scales)
+        steps.append(indexes[0].reshape(len(indexes[0]), -1).T.numpy())  # channels innermost
+        return indexes
+
+    monkeypatch.setattr(kind, "build_indexes", recorded)
+    model.compress(x)
+    expected = np.concatenate([step.ravel() for step in steps])
+    y = model.g_a(x)
+    z = hyperlatents(model, y, abs_latents=False)
+    indexes = fast.entropy_model.encode(y[0], z[0]).indexes.astype(int)
+    if architecture not in GROUPED:  # there in raster order, here in waves
+        height, width = y.shape[2:]
+        waves = np.concatenate(fast.entropy_model.context_model.waves(height, width))
+        expected = expected.reshape(height, width, -1)[tuple(waves.T)].ravel()
+    assert len(np.unique(expected)) > 3
+    assert np.abs(indexes - expected).max() <= 1
+    assert (indexes == expected).mean() > 0.97
+
+
+@torch.no_grad()
+def test_other_latent_codecs(build):
+    """Trees that none of CompressAI's models is made of."""
+    codecs = pytest.importorskip("compressai.latent_codecs")
+    x = pictures(1, 64, 128)
+    raster = build("cheng2020-anchor")
+    tree = torch.nn.Module()
+    tree.g_a, tree.g_s = raster.g_a, raster.g_s
+    hyper = codecs.HyperLatentCodec(raster.entropy_bottleneck, raster.h_a, raster.h_s)
+
+    def with_latents(y):
+        tree.latent_codec = codecs.HyperpriorLatentCodec({"y": y, "hyper": hyper})
+        return tree.eval()
+
+    scan = codecs.RasterScanLatentCodec(
+        raster.gaussian_conditional, raster.entropy_parameters, raster.context_prediction
+    )
+    fast = accelerate(with_latents(scan))
+    coded = fast.compress(x)
+    assert coded["strings"] == accelerate(raster).compress(x)["strings"]
+    assert coded["shape"] == tree.latent_codec.compress(tree.g_a(x))["shape"]
+    assert torch.equal(tree.g_s(coded["y_hat"]).clamp(0, 1), fast.decompress(**coded)["x_hat"])
+
+    def gaussian(inputs, channels):
+        network = torch.nn.Conv2d(inputs, 2 * channels, 1)
+        return codecs.GaussianConditionalLatentCodec(entropy_parameters=network)
+
+    n, side = raster.M, 2 * raster.M
+    context = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, padding=1), torch.nn.ReLU())
+    groups = codecs.ChannelGroupsLatentCodec(
+        {"y0": gaussian(side, 4), "y1": gaussian(side + 6, n - 4)},
+        {"y1": context},
+        groups=[4, n - 4],
+    )
+    for latents in (gaussian(side, n), groups):
+        model = with_latents(latents)
+        for codec in model.modules():
+            if hasattr(codec, "update_scale_table"):
+                codec.update_scale_table(raster.gaussian_conditional.scale_table, force=True)
+        fast = accelerate(model)
+        coded = fast.compress(x)
+        theirs = model.latent_codec.compress(model.g_a(x))
+        assert coded["shape"] == theirs["shape"]
+        # Here and there a latent is at the border of two symbols.
+        close = (coded["y_hat"] - theirs["y_hat"]).abs() < 2**-4
+        assert float(close.float().mean()) > 0.97
+        expected = model.g_s(coded["y_hat"]).clamp(0, 1)
+        assert torch.equal(fast.decompress(**coded)["x_hat"], expected)
+    with pytest.raises(UnsupportedError, match="EntropyBottleneckLatentCodec"):
+        accelerate(with_latents(codecs.EntropyBottleneckLatentCodec(channels=n)))
 
 
 @pytest.mark.parametrize("architecture", WITH_CONTEXT)

@@ -26,7 +26,7 @@ from pycodec.models.hyperprior import (
 from pycodec.models.hyperprior_codec import load_hyperprior_model, save_hyperprior_model
 from pycodec.models.hyperprior_network import ARCHITECTURES, HyperpriorNetwork, load_checkpoint
 
-from ..hyperprior_networks import WITH_CONTEXT, make_network
+from ..hyperprior_networks import GROUPED, RASTER, WITH_CONTEXT, make_network
 from ..levels import LEVELS, simd_level
 
 
@@ -51,7 +51,7 @@ def latents_of(network, height=1, width=2):
     """Float latents and hyperlatents of a picture of height x width hyperlatents."""
     generator = torch.Generator().manual_seed(height * 100 + width)
     y = network.g_a(torch.rand(1, 3, 64 * height, 64 * width, generator=generator))
-    if not hasattr(network, "h_a"):
+    if network.architecture == "bmshj2018-factorized":
         return y[0], None
     return y[0], hyperlatents(network, y, abs_latents=not network.has_means)[0]
 
@@ -87,7 +87,7 @@ def test_the_definition_decodes(exported, architecture):
     assert torch.equal(decoded, coded.latents)
 
 
-@pytest.mark.parametrize("architecture", ["bmshj2018-hyperprior", "mbt2018-mean", *WITH_CONTEXT])
+@pytest.mark.parametrize("architecture", ["bmshj2018-hyperprior", "mbt2018-mean", *RASTER])
 def test_integers_say_what_floats_say(exported, architecture):
     """Scales and means along a whole picture, of the integers and of the float networks."""
     network, tensors = exported[architecture]
@@ -99,13 +99,13 @@ def test_integers_say_what_floats_say(exported, architecture):
     float_parameters = network.h_s(z_hat[None])
     fixed = (z_hat.permute(1, 2, 0) * (1 << HYPER_BITS)).to(torch.int32).numpy()
     side = model._synthesize(fixed, 1)
-    if architecture not in WITH_CONTEXT:
+    if architecture not in RASTER:
         integers = torch.from_numpy(side).permute(2, 0, 1).double()
     else:
         y_hat = coded.latents.permute(2, 0, 1)[None] / (1 << LATENT_BITS)
         seen = network.context_prediction(y_hat)
         float_parameters = network.entropy_parameters(torch.cat([float_parameters, seen], 1))
-        waves = model.waves
+        waves = model.context_model
         shift = waves.context_shift
         x = (coded.latents + ((1 << shift) >> 1)) >> shift
         x = torch.cat([torch.from_numpy(side)[None], waves.context(x.to(torch.int16)[None])], 3)
@@ -120,6 +120,64 @@ def test_integers_say_what_floats_say(exported, architecture):
     assert float((actual - expected).abs().max()) < 0.01 * float(expected.abs().max()) + 2**-8
 
 
+def positions_in_order(architecture, groups, height, width):
+    """Channels, rows and columns of all symbols, in stream order."""
+    board = np.indices((height, width)).reshape(2, -1)
+    halves = [board[:, board.sum(0) % 2 == parity] for parity in (0, 1)]
+    order = []
+    for start, size in zip(itertools.accumulate(groups, initial=0), groups, strict=False):
+        for half in halves:
+            for h, w in half.T:
+                order += [(c, h, w) for c in range(start, start + size)]
+    return tuple(np.array(order).T)
+
+
+def float_groups(network, z_hat, y_hat):
+    """Scales and means [M, H, W] as CompressAI's latent codecs compute them, from the decoded."""
+    codec = network.latent_codec.y
+    side = network.latent_codec.hyper.h_s(z_hat)
+    groups = getattr(codec, "groups", [network.m])
+    anchors = torch.from_numpy(np.indices(y_hat.shape[2:]).sum(0) % 2 == 0)
+    parts = y_hat.split(list(groups), 1)
+    scales, means = [], []
+    for k, own in enumerate(parts):
+        child, known = codec, side
+        if hasattr(codec, "groups"):
+            child = codec.latent_codec[f"y{k}"]
+            if k > 0:
+                is_second = network.architecture == "elic2022-chandelier"
+                seen = parts[:k] if not is_second or k == 1 else (parts[0], parts[k - 1])
+                context = codec.channel_context[f"y{k}"](torch.cat(seen, 1))
+                known = torch.cat([context, side], 1)
+        context = child.context_prediction(own * anchors)
+        context = torch.where(anchors, 0.0, context)
+        pair = child.entropy_parameters(torch.cat([context, known], 1)).chunk(2, 1)
+        scales.append(pair[child.y.chunks.index("scales")])
+        means.append(pair[child.y.chunks.index("means")])
+    return torch.cat(scales, 1)[0], torch.cat(means, 1)[0]
+
+
+@pytest.mark.parametrize("architecture", GROUPED)
+def test_integer_groups_say_what_floats_say(exported, architecture):
+    """The tables and means of every symbol, of the integers and of the float networks."""
+    network, tensors = exported[architecture]
+    y, z = latents_of(network, 2, 2)
+    coded = HyperpriorEntropyModel(tensors).encode(y, z)
+    medians = tensors["medians"].view(-1, 1, 1) / (1 << HYPER_BITS)
+    z_hat = torch.round(z - medians) + medians
+    y_hat = coded.latents.permute(2, 0, 1) / (1 << LATENT_BITS)
+    scales, means = float_groups(network, z_hat[None], y_hat[None])
+    order = positions_in_order(architecture, network.groups or [network.m], *y.shape[1:])
+    assert float(means.std()) > 0.02
+    integer_means = y_hat[order] - torch.from_numpy(coded.symbols)
+    error = (integer_means - means[order]).abs().max()
+    assert float(error) < 0.01 * float(means.abs().max()) + 2**-8
+    thresholds = tensors["thresholds"] * 2.0**-SCALE_BITS
+    indexes = (scales[order][:, None] > thresholds).sum(1).numpy()
+    assert np.abs(coded.indexes.astype(int) - indexes).max() <= 1
+    assert (coded.indexes == indexes).mean() > 0.97
+
+
 def test_tables_are_the_distribution(exported):
     """Of a factorized prior: the probabilities add up, and the median halves them."""
     network, _ = exported["bmshj2018-factorized"]
@@ -132,7 +190,10 @@ def test_tables_are_the_distribution(exported):
     assert (offset, escape, len(frequencies)) == (-4, True, 4 + 6 + 1 + 1)
 
 
-@pytest.mark.parametrize("architecture", ["bmshj2018-factorized", "mbt2018-mean", "mbt2018"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["bmshj2018-factorized", "mbt2018-mean", "mbt2018", "cheng2020-anchor-checkerboard"],
+)
 def test_damaged_streams(exported, architecture):
     network, tensors = exported[architecture]
     model = HyperpriorEntropyModel(tensors)
@@ -277,3 +338,10 @@ def test_wrong_checkpoints():
     for widths in [(0, 2), (3, 4), (2000, 4)]:
         with pytest.raises(InputError, match="widths"):
             HyperpriorNetwork("mbt2018", *widths)
+    for groups in [(4, 8), (20, 0), (16, 4, 4)]:
+        with pytest.raises(InputError, match="groups"):
+            HyperpriorNetwork("elic2022-official", 12, 20, groups)
+    with pytest.raises(InputError, match="groups"):
+        HyperpriorNetwork("elic2022-official", 12, 20)  # those of the paper need more
+    with pytest.raises(InputError, match="groups"):
+        HyperpriorNetwork("mbt2018", 12, 20, (10, 10))

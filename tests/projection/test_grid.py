@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pycodec.errors import InputError
-from pycodec.projection.grid import SphereGrid
+from pycodec.projection.grid import GridBatch, SphereGrid
 
 GRID = SphereGrid((1, 3, 3, 2))
 
@@ -110,3 +110,44 @@ def test_floats_padded_with_the_nearest_are_padded_like_integers(grid):
     assert not padded.permute(0, 2, 3, 1)[~own].any()
     small = torch.randn(grid.tiles, 1, 1, grid.columns, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: grid.pad(t, 1, nearest=True), small)
+
+
+BATCH = (GRID, SphereGrid((2, 4), south=False), GRID.cut(1, 3), SphereGrid((1, 1)))
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pad", [1, 2])
+def test_a_batch_of_grids_is_padded_like_each(nearest, dtype, pad):
+    rows = 2
+    batch = GridBatch(BATCH)
+    assert (batch.tiles, batch.columns) == (10, 4)
+    torch.manual_seed(0)
+    x = torch.randn(10, 3, rows, rows * 4, dtype=dtype, requires_grad=True)
+    parts = x.split([grid.tiles for grid in BATCH])
+    expected = [g.pad(part, pad, nearest=nearest) for g, part in zip(BATCH, parts, strict=True)]
+    expected = torch.cat(expected)
+    padded = batch.pad(x, pad, nearest=nearest)
+    assert padded.dtype == dtype
+    torch.testing.assert_close(padded, expected, rtol=1e-6 if dtype == torch.float64 else 0, atol=0)
+    by_kernels = GridBatch(BATCH, "native").pad(x, pad, nearest=nearest)
+    assert torch.equal(by_kernels, expected)
+    weights = torch.randn_like(padded)
+    a, b = (torch.autograd.grad((t * weights).sum(), x)[0] for t in (padded, expected))
+    # SphereGrid adds up gradients of the nearest in their own precision, a batch in float32.
+    close = {"rtol": 1e-6, "atol": 1e-7} if dtype == torch.float64 else {"rtol": 0.03, "atol": 0.02}
+    torch.testing.assert_close(a, b, **close)
+
+
+def test_tables_made_ahead_travel(monkeypatch):
+    batch = GridBatch(BATCH)
+    batch.prepare([(2, 1, False), (4, 1, True)])
+    x = torch.randn(10, 3, 4, 16)
+    expected = GridBatch(BATCH).pad(x, 1, nearest=True)
+    moved = batch.to("cpu")
+    monkeypatch.setattr("pycodec.projection.grid._grid_table", None)
+    assert torch.equal(moved.pad(x, 1, nearest=True), expected)
+    own = moved.own(x)
+    assert own.shape == (10, 1, 1, 16) and own.dtype == x.dtype
+    masks = [np.pad(g.mask(4)[:, 0], ((0, 0), (0, 16 - 4 * g.columns))) for g in BATCH]
+    assert np.array_equal(own[:, 0, 0].bool().numpy(), np.concatenate(masks))

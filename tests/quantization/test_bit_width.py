@@ -21,6 +21,28 @@ def test_eight_bits_at_the_start():
     assert chosen_bits(choice) == [[8, 8, 8]] * 6
 
 
+def test_it_starts_with_the_cheapest_widths_at_each_quality():
+    selector, activity, _ = selector_and_inputs()
+    low = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.4, 0.6], [0.2, 0.3, 0.4]])
+    high = torch.tensor([[0.3, 0.2, 0.1], [0.5, 0.4, 0.6], [0.2, 0.3, 0.4]])
+    selector.start({1.0: low, 100.0: high}, unit=0.1)
+    choice = selector.eval()(activity, torch.tensor([1.0, 30.0, 49.0, 52.0, 80.0, 100.0]))
+    first = [bits[0] for bits in chosen_bits(choice)]
+    assert first[:3] == [4, 4, 4] and first[3:] == [8, 8, 8]
+    assert all(bits[1:] == [6, 4] for bits in chosen_bits(choice))
+    # Differences in units are those of logits, but no choice is out of reach.
+    logits = selector.logits(activity[:1], torch.tensor([1.0]))[0]
+    assert torch.allclose(logits[0] - logits[0, 0], torch.tensor([0.0, -1.0, -2.0]), atol=1e-4)
+    selector.start({50.0: 1000 * low}, unit=0.1)
+    assert selector.logits(activity[:1], torch.tensor([7.0])).min() > -6
+
+
+def test_cold_draws_are_the_likeliest():
+    selector, activity, quality = selector_and_inputs()
+    likeliest = selector.eval()(activity, quality)
+    assert torch.equal(selector.train()(activity, quality, 0.02).round(), likeliest)
+
+
 def test_draws_are_one_hot_and_as_likely_as_the_logits_say():
     selector, activity, quality = selector_and_inputs(2000)
     with torch.no_grad():

@@ -31,6 +31,8 @@ STACKS = {
         nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1),
         nn.LeakyReLU(0.2),
         nn.ConvTranspose2d(6, 5, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(5, 4, 3, padding=1),
     ),
     "subpixel": lambda: nn.Sequential(
         subpixel(3, 6), nn.LeakyReLU(), nn.Conv2d(6, 7, 3, padding=1), nn.ReLU(), subpixel(7, 2)
@@ -99,6 +101,7 @@ def test_accumulators_cannot_overflow():
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2)),
         nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=2)),
         nn.Sequential(nn.ConvTranspose2d(3, 4, 5, stride=2, padding=2)),
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 3)),
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU()),
         nn.Sequential(nn.Conv2d(3, 18, 1), nn.PixelShuffle(3)),
         nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1)),

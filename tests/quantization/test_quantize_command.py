@@ -119,6 +119,8 @@ def test_dynamic_widths(model, pictures, tmp_path):
         (["--dynamic", "--finetune", "1", "--mean-bits", "6"], "--mean-bits"),
         (["--mean-bits", "3"], "must be 4 to 8"),
         (["--pictures", "0"], "counts"),
+        (["--workers", "-1"], "counts"),
+        (["--device", "nowhere"], "nowhere"),
     ],
 )
 def test_options_that_do_not_go_together(model, pictures, tmp_path, capsys, options, message):

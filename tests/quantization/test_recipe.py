@@ -11,6 +11,7 @@ from pycodec.errors import InputError
 from pycodec.models.integer_variants import branch_layers
 from pycodec.models.photo import TRANSFORMS
 from pycodec.models.transforms import Analysis
+from pycodec.ops.quantized_conv2d import unpack_int4
 from pycodec.quantization.calibration import default_weight_bits, round_weights
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.recipe import (
@@ -90,6 +91,40 @@ def test_training_starts_from_the_rounded_weights(calibration):
             assert not difference.any(), key
         else:  # 24 bits of a float scale
             assert (difference <= 1 + 1e-5 * tensor.double().abs().max()).all(), key
+
+
+def test_variants_start_from_the_rounding_of_their_own_width(calibration):
+    plans = plan(calibration, (4, 6, 8))
+    widths = {f"{t}.{p}": 8 for t in TRANSFORMS for p in branch_layers(t)}
+    network = quantized_network(3)
+    start_rounded(network, assemble(plans, widths))
+    streams = {name: by_width[8].streams for name, by_width in plans.items()}
+    made = export(SimulatedTransforms(network, by_layer(plans, (4, 6, 8)), streams, dynamic=True))
+    name, path = "synthesis.blocks8.0.conv", "blocks8.0.conv"
+    for key, bits in ((name, 8), (f"{name}@6", 6), (f"{name}@4", 4)):
+        expected = plans["synthesis"][bits].layers[path]
+        weight = made[f"{key}.weight"]
+        weight = unpack_int4(weight, expected.rounded.shape[1]) if bits == 4 else weight
+        assert torch.equal(weight.long(), expected.rounded.permute(0, 2, 3, 1).long())
+        zero = expected.input.zero_point.double()
+        unit = expected.weight_scale.double()
+        bias = expected.bias / unit - (expected.rounded.sum((2, 3)) * zero).sum(1)
+        assert (made[f"{key}.bias"] - bias).abs().max() <= 1 + 1e-5 * bias.abs().max()
+    rounded = [plans["synthesis"][bits].layers[path].rounded for bits in (4, 8)]
+    assert not torch.equal(rounded[0], rounded[1])
+
+
+def test_processes_round_alike(calibration):
+    here, there = plan(calibration, (4, 8)), plan(calibration, (4, 8), workers=2)
+    for transform, by_width in here.items():
+        for bits, one in by_width.items():
+            for path, layer in one.layers.items():
+                other = there[transform][bits].layers[path]
+                assert other.weight_bits == layer.weight_bits
+                # Sums in another order may tip a value that lies between two integers.
+                assert (other.rounded != layer.rounded).double().mean() < 0.01, path
+                assert other.rounded.dtype == layer.rounded.dtype
+                assert (other.bias - layer.bias).abs().max() < 0.1 * layer.bias.abs().max() + 1e-3
 
 
 def test_the_order_of_patches_is_undone():

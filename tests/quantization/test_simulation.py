@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from pycodec.errors import InputError
 from pycodec.models.blocks import convolutions_by
 from pycodec.models.integer_transforms import IntegerTransform
 from pycodec.models.photo import TRANSFORMS
@@ -16,14 +20,19 @@ from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.bit_width import WIDTHS
 from pycodec.quantization.fake_quant import round_ste
 from pycodec.quantization.finetune import (
+    CropPool,
     FineTuning,
     calibrate_selectors,
+    device_of,
     fine_tune,
     quantization_loss,
+    rate_factor,
+    start_selectors,
 )
 from pycodec.quantization.gradient_modulator import round_modulated
 from pycodec.quantization.photo import Calibration
 from pycodec.quantization.recipe import Plans, by_layer, named_layers, plan
+from pycodec.quantization.report import rate_distortion
 from pycodec.quantization.simulation import (
     LayerQuantizer,
     LearnedGrid,
@@ -31,6 +40,7 @@ from pycodec.quantization.simulation import (
     multiply_accumulates,
 )
 from pycodec.quantization.transforms import ActivationGrid, LayerPlan, export_transform
+from pycodec.training.data import CropSampler
 from pycodec.training.train import rate_distortion_loss
 
 from ..networks import SMALL, quantized_network, random_codec
@@ -64,7 +74,7 @@ def test_a_layer_is_its_integers(after_relu):
     with torch.no_grad():
         result = quantizer(layer, x, None, round_ste)
     low, high = (0, 255) if after_relu else (-128, 127)
-    chosen = quantizer.plans()[8]
+    chosen = quantizer.plans(layer)[8]
     assert torch.equal(chosen.input.zero_point, zero.int())
     scale, zero = chosen.input.scale.view(1, -1, 1, 1), zero.view(1, -1, 1, 1)
     unit = chosen.weight_scale.view(-1, 1, 1, 1)
@@ -78,7 +88,7 @@ def test_a_layer_is_its_integers(after_relu):
 
 def test_trained_offsets_become_zero_points():
     start = ActivationGrid(torch.tensor([0.5, 0.1]), torch.tensor([10, -100]), 8)
-    grid = LearnedGrid(start, after_relu=False)
+    grid = LearnedGrid([start], after_relu=False)
     frozen = grid.frozen()
     assert torch.equal(frozen.zero_point, start.zero_point)
     assert torch.allclose(frozen.scale, start.scale)
@@ -94,7 +104,7 @@ def test_trained_offsets_become_zero_points():
 
 def test_gradients_follow_the_estimator():
     start = ActivationGrid(torch.tensor([1.0]), torch.tensor([0]), 8)
-    grid = LearnedGrid(start, after_relu=False)
+    grid = LearnedGrid([start], after_relu=False)
     x = torch.tensor([0.01, 0.49, 3.2]).view(1, 1, 1, 3).requires_grad_(True)
     gradients = {}
     for rounding in (round_ste, round_modulated):
@@ -201,6 +211,119 @@ class Crops:
         return F.interpolate(low, size=(64, 64), mode="bilinear").to(torch.uint8)
 
 
+def test_pictures_together_measure_as_one_by_one(plans):
+    model = simulated(plans, (4, 6, 8), dynamic=True)
+    for selector in model.selectors.values():  # widths that depend on the picture
+        torch.nn.init.normal_(selector.choice.weight, std=3.0)
+    pictures = [torch.rand(1, 3, 64, 64) * share for share in (1.0, 0.3, 0.05)]
+    apart = rate_distortion(model, pictures, (20.0, 90.0))
+    together = rate_distortion(model, [torch.cat(pictures[:2]), pictures[2]], (20.0, 90.0))
+    assert together.points == [pytest.approx(point, rel=2e-3) for point in apart.points]
+    assert together.cost == pytest.approx(apart.cost, abs=2e-3)
+    assert together.bits == pytest.approx(apart.bits) and len(set(apart.bits)) > 2
+    assert together.choices == apart.choices
+
+
+def test_selectors_start_from_what_layers_lose_alone(plans):
+    model = simulated(plans, (4, 6, 8), dynamic=True)
+    names = [n for t in ("analysis", "synthesis") for n in model.dynamic_layers(t)]
+    tender = {4: 50.0, 6: 20.0, 8: 0.0}
+    losses = {
+        30.0: dict.fromkeys(names, dict.fromkeys(WIDTHS, 0.0)),
+        90.0: dict.fromkeys(names, tender) | {names[2]: dict.fromkeys(WIDTHS, 0.0)},
+    }
+    start_selectors(model, losses, bits_cost=0.01)
+    with torch.no_grad():
+        result = model(torch.rand(2, 3, 64, 64), torch.tensor([5.0, 95.0]))
+    assert result.weight_bits[0] == pytest.approx(4)
+    share = model.share(names[2])
+    assert result.weight_bits[1] == pytest.approx(8 - 4 * share)
+    # Bits that are dear enough are saved whatever they are worth.
+    start_selectors(model, losses, bits_cost=100.0)
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64), torch.tensor([95.0])).weight_bits < 4.01
+
+
+@pytest.fixture
+def crops(tmp_path) -> CropSampler:
+    noise = np.random.default_rng(2).integers(0, 256, (90, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    return CropSampler([tmp_path / "noise.png"], 32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pool_of_crops(crops, workers):
+    pool = CropPool(crops, 70, "cpu", workers)
+    assert pool.crops.shape == (70, 3, 32, 32)
+    assert len(torch.unique(pool.crops.flatten(1), dim=0)) == 70
+    batch = pool.batch(5)
+    assert batch.dtype == torch.uint8
+    assert all((pool.crops == crop).flatten(1).all(1).any() for crop in batch)
+
+
+def test_a_clock_ends_fine_tuning(plans):
+    model = simulated(plans, (8,))
+    steps = []
+    options = FineTuning(steps=10**6, seconds=0.5, batch=1, crop=64, report_every=1)
+    made = fine_tune(model, Crops(), options, lambda step, loss: steps.append(step))
+    assert made == len(steps) and 0 < made < 10**4
+
+
+def test_rates_rise_and_fall():
+    factors = [rate_factor(step / 100) for step in range(101)]
+    assert factors[0] == 0 and factors[5:50] == [1] * 45 and factors[100] == 0
+    assert factors[75] == pytest.approx(0.5)
+
+
+def test_a_step_that_overflows_changes_nothing(plans):
+    model = simulated(plans, (8,))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():  # an infinite gradient, and that alone
+        model.network.synthesis.tail.bias[0] = torch.inf
+    fine_tune(model, Crops(), FineTuning(steps=2, batch=1, crop=64))
+    with torch.no_grad():
+        model.network.synthesis.tail.bias[0] = before["network.synthesis.tail.bias"][0]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_fine_tuning_goes_on_from_a_checkpoint(plans, tmp_path):
+    whole, first, second = (simulated(plans, (4, 8), dynamic=True) for _ in range(3))
+    options = FineTuning(steps=4, batch=1, crop=64, save_seconds=0.0)
+    seen = []
+    fine_tune(first, Crops(), options, checkpoint=tmp_path / "run.pt")
+    assert fine_tune(second, Crops(), options, seen.append, tmp_path / "run.pt") == 4
+    assert not seen
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    more = replace(options, steps=6)
+    steps = []
+    fine_tune(whole, Crops(), more, lambda step, _: steps.append(step), tmp_path / "run.pt")
+    assert steps == [5, 6]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_here(name):
+    with pytest.raises(InputError, match=name):
+        device_of(name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_cuda_graph_trains_as_steps_do(plans, dynamic):
+    losses = {}
+    for graph in (False, True):
+        model = simulated(plans, (4, 6, 8) if dynamic else (8,), dynamic).to("cuda")
+        losses[graph] = []
+        options = FineTuning(
+            steps=30, batch=4, crop=64, learning_rate=1e-3, graph=graph, report_every=10
+        )
+        fine_tune(model, Crops(), options, lambda step, loss, g=graph: losses[g].append(loss))
+    for eager, recorded in zip(*losses.values(), strict=True):
+        assert recorded == pytest.approx(eager, rel=0.1)  # they draw other noise
+    assert losses[True][-1] < losses[True][0]
+
+
 @pytest.mark.parametrize("rounding", [round_ste, round_modulated])
 def test_fine_tuning_lowers_the_loss_and_the_bits(plans, rounding):
     model = simulated(plans, (4, 6, 8), dynamic=True)
@@ -213,7 +336,7 @@ def test_fine_tuning_lowers_the_loss_and_the_bits(plans, rounding):
     assert model.selectors["analysis"].spread.min() >= 0.1
     losses = []
     options = FineTuning(
-        steps=8, batch=2, crop=64, learning_rate=1e-3, selector_rate=0.1, bits_cost=2.0
+        steps=8, batch=2, crop=64, learning_rate=1e-3, selector_rate=0.3, bits_cost=2.0
     )
     fine_tune(model, Crops(), options, lambda step, loss: losses.append(loss))
     assert len(losses) == 8 and sum(losses[-3:]) < sum(losses[:3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,13 @@ from pycodec.models.sphere import UNIT, SphereCodec, tile_quality
 from pycodec.quantization.export import export_entropy_model
 from pycodec.training import sphere, train
 from pycodec.training.data import list_pictures
-from pycodec.training.pieces import Piece, PieceSampler, cut_piece
+from pycodec.training.pieces import (
+    PADDINGS,
+    PieceBatch,
+    PieceSampler,
+    cut_piece,
+    tilt_panorama,
+)
 from pycodec.training.refit import HeadFit
 from pycodec.training.sphere import SphereTrainer
 from pycodec.training.train import TrainingOptions
@@ -148,17 +155,20 @@ def test_small_pictures_and_crops_are_refused(folders):
         PieceSampler(list_pictures(folders[0]), [], 100)
 
 
-def test_loss_counts_own_columns_by_area(make_trainer):
+def test_loss_counts_own_columns_by_area(folders, make_trainer):
     trainer = make_trainer()
     trainer.network.eval()
-    piece = trainer.held_out[0]
-    loss, values = trainer._loss(piece)
-    spoiled = piece.x.clone()
-    for tile, width in enumerate(piece.grid.widths):
-        spoiled[tile, ..., UNIT * width :] = 5.0
-    if not torch.equal(spoiled, piece.x):
-        other, _ = trainer._loss(Piece(spoiled, *list(vars(piece).values())[1:]))
-        assert other == loss
+    piece = sampler(folders, seed=2).panorama(3000)
+    wide = PieceSampler([], list_pictures(folders[1]), 192, seed=4).photo(300)
+    batch = PieceBatch.of([piece, wide], "native")
+    spoiled = batch.x.clone()
+    assert piece.grid.columns < batch.grid.columns
+    for tile, width in zip(spoiled, piece.grid.widths + wide.grid.widths, strict=True):
+        tile[..., UNIT * width :] = 5.0
+    with torch.no_grad():
+        losses = [trainer._loss(b)[0] for b in (batch, replace(batch, x=spoiled))]
+    assert losses[0] == losses[1]
+    loss, values = trainer._loss(PieceBatch.of([piece], "native"))
     # By hand: bits and squared errors, each tile under its own multiplier.
     quality = torch.tensor(piece.qualities) / 100
     with torch.no_grad(), sphere.on_sphere(piece.grid):
@@ -170,7 +180,71 @@ def test_loss_counts_own_columns_by_area(make_trainer):
     middle = float(quality_lambda(torch.tensor(piece.quality_code / 100)))
     total /= UNIT**2 * sum(piece.grid.widths) * (middle / (0.0005 * 0.3) ** 0.5) ** 0.5
     assert loss.item() == pytest.approx(total, rel=1e-4)
-    assert values["loss"] == loss.item()
+    assert values["loss"] == loss
+
+
+@pytest.mark.parametrize("rate_only", [False, True])
+def test_pieces_in_a_batch_are_as_alone(folders, make_trainer, rate_only):
+    """Padded by tables, of any shapes, they cost what each costs with the operation's kernels."""
+    trainer = make_trainer(rate_only)
+    network = trainer.network.eval()
+    wide = PieceSampler([], list_pictures(folders[1]), 192, seed=4).photo(2000)
+    pieces = [*sampler(folders, seed=4).batch(3), wide]
+    names = [n for n, p in network.named_parameters() if p.requires_grad]
+
+    weights = [network.get_parameter(name) for name in names]
+
+    batch = PieceBatch.of(pieces)
+    assert batch.grid._places.keys() == set(PADDINGS)
+    together, values = trainer._loss(batch)
+    assert batch.grid._places.keys() == set(PADDINGS)  # the network asked for no others
+    alone = [trainer._loss(PieceBatch.of([piece], "native")) for piece in pieces]
+    mean = torch.stack([loss for loss, _ in alone]).mean()
+    torch.testing.assert_close(together, mean, rtol=1e-4, atol=0)
+    for name, value in values.items():
+        expected = torch.stack([found[name] for _, found in alone]).mean()
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
+    gradients = (
+        torch.autograd.grad(total, weights, allow_unused=True) for total in (together, mean)
+    )
+    for name, a, b in zip(names, *gradients, strict=True):
+        if a is not None:
+            assert (a - b).norm() < 0.02 * b.norm() + 1e-6, name
+
+
+def test_a_batch_travels_in_halves(folders):
+    pieces = sampler(folders, seed=1).batch(2)
+    batch, moved = PieceBatch.of(pieces), PieceBatch.of(pieces, dtype=torch.float16).to("cpu")
+    assert moved.x.dtype == torch.float32
+    assert 0 < (moved.x - batch.x).abs().max() < 0.14 / 255
+    for name in ("quality_codes", "qualities", "areas", "piece"):
+        assert torch.equal(getattr(moved, name), getattr(batch, name))
+
+
+def test_tilted_panoramas_show_the_same_sphere():
+    """Of a picture whose colours are directions: they turn, at the poles and the border too."""
+    height, width, tilt, axis = 64, 128, 50.0, 30.0
+    longitude = (np.arange(width) + 0.5) * 2 * np.pi / width
+    latitude = (0.5 - (np.arange(height)[:, None] + 0.5) / height) * np.pi
+
+    def colours(turn: float, angle: float) -> np.ndarray:
+        x, y = (np.cos(latitude) * f(longitude) for f in (np.cos, np.sin))
+        z = np.broadcast_to(np.sin(latitude), x.shape)
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        y, z = c * y - s * z, s * y + c * z
+        c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+        return 127.5 + 120 * np.stack([c * x - s * y, s * x + c * y, z], 2)
+
+    pixels = np.rint(colours(0, 0)).astype(np.uint8)
+    assert np.array_equal(tilt_panorama(pixels, 0, 0), pixels)
+    tilted = tilt_panorama(pixels, tilt, axis)
+    assert np.abs(tilted - colours(axis, tilt)).max() < 1.6
+
+
+def test_tilted_panoramas_are_used(folders):
+    pieces = sampler(folders, seed=5, panorama_share=1.0, tilt=30.0).batch(4)
+    flat = sampler(folders, seed=5, panorama_share=1.0).batch(4)
+    assert any(not torch.equal(a.x, b.x) for a, b in zip(pieces, flat, strict=True))
 
 
 def test_training_helps(make_trainer):
@@ -182,7 +256,7 @@ def test_training_helps(make_trainer):
     assert np.isfinite(list(values.values())).all()
     after = trainer.validate()
     assert after["validation_loss"] < 0.9 * before["validation_loss"]
-    assert after["psnr_q50"] > before["psnr_q50"]
+    assert after["psnr_panorama_q50"] > before["psnr_panorama_q50"]
 
 
 def test_rate_only_leaves_transforms_and_steps(make_trainer):
@@ -197,6 +271,51 @@ def test_rate_only_leaves_transforms_and_steps(make_trainer):
         if not torch.equal(tensor, before[name])
     }
     assert changed == {"entropy_model", "hyper_analysis"}
+
+
+def test_a_run_of_some_seconds_in_averages(make_trainer):
+    """By the clock, with batches from a process: as on a GPU."""
+    trainer = make_trainer(
+        minutes=0.05, steps=10, decay=10, workers=1, average=0.9, save_minutes=1.0
+    )
+    trainer.run(report_every=10)
+    assert trainer.seconds >= 3 and trainer.step >= 1 and trainer._left() == 0
+    own = trainer.validate()["validation_loss"]
+    with trainer.averaged():
+        assert trainer.validate()["validation_loss"] != own
+    assert trainer.validate()["validation_loss"] == own
+    again = make_trainer(average=0.9)
+    assert again.step == trainer.step
+    assert all(map(torch.equal, again._average, trainer._average))
+
+
+def test_weights_of_a_checkpoint_stay_quantized(folders, make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.save()
+    other = SphereTrainer(
+        folders[0],
+        tmp_path / "other",
+        TrainingOptions(**OPTIONS),
+        trainer.out / "checkpoint.pt",
+        SMALL,
+        photos=folders[1],
+        padding="tables",
+    )
+    other.batches.close()
+    assert other.network.entropy_model.quantized
+    expected = trainer.validate()["validation_loss"]
+    assert other.validate()["validation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_devices_and_backends_that_are_missing(folders, make_trainer, start, tmp_path):
+    with pytest.raises(InputError, match="no training on 'cuda'"):
+        make_trainer(device="cuda")
+    with pytest.raises(InputError, match="no training on 'nonsense'"):
+        make_trainer(device="nonsense")
+    options = TrainingOptions(**OPTIONS)
+    with pytest.raises(InputError, match="backend"):
+        SphereTrainer(folders[0], tmp_path, options, start, SMALL, padding="nonsense")
 
 
 def test_refitted_heads_save_bits(make_trainer):

@@ -17,7 +17,13 @@ from pycodec.models.photo import load_photo_model
 from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN, PhotoNetwork, quality_lambda
 from pycodec.ops.quadtree_stage import LOG2_SCALE_MIN, LOG2_UNITS, SCALE_LEVELS
 from pycodec.training import train
-from pycodec.training.data import CropSampler, Prefetcher, list_pictures, split_pictures
+from pycodec.training.data import (
+    CropSampler,
+    Prefetcher,
+    list_pictures,
+    split_pictures,
+    stream,
+)
 from pycodec.training.finalize import PRECISION, dead_zone, fit_tables
 from pycodec.training.klt_start import start_from_klt
 from pycodec.training.train import Trainer, TrainingOptions, rate_distortion_loss
@@ -352,6 +358,28 @@ def test_prefetcher_hands_errors_on():
         next(prefetcher)
     prefetcher.close()
     assert not prefetcher._thread.is_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_make_different_batches(pictures, workers):
+    batches = stream(CropSampler(list_pictures(pictures), 32), 3, workers)
+    drawn = [next(batches) for _ in range(6)]
+    batches.close()
+    assert all(batch.shape == (3, 3, 32, 32) and batch.dtype == torch.uint8 for batch in drawn)
+    assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_workers_hand_errors_on():
+    class Broken:
+        random = np.random.default_rng(0)
+
+        def batch(self, size):
+            raise ZeroDivisionError(f"of {size}")
+
+    batches = stream(Broken(), 3, workers=1)
+    with pytest.raises(ZeroDivisionError, match="of 3"):
+        next(batches)
+    batches.close()
 
 
 # Its start
