@@ -46,7 +46,8 @@ PYCODEC_HOST_DEVICE inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32
 #ifdef __CUDACC__
 // Needs sm_80. On older chips nothing of it is compiled, and choose_kernel() keeps away from it.
 struct DeviceWarps : DeviceBlock {
-  // Copies 16 bytes, or writes zeros if not `exists`, some time before wait() returns.
+  // Copies 16 bytes, or writes zeros and reads nothing if not `exists`, some time before wait()
+  // returns.
   __device__ static void copy_async(Chunk* target, const void* source, bool exists) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address_of(target)),

@@ -61,10 +61,15 @@ constexpr ConvTileSize kConvMmaTiles[] = {
 constexpr int kMinMmaInputs = 16;
 constexpr int kMinMmaOutputs = 8;
 
-// What the kernels with mma count in 32 bits.
+// The largest window of the kernels with mma, which keep a bit of 16 for each of its rows, and of
+// the three past it that a stage may reach, and of its columns.
+constexpr int kMaxMmaWindow = 11;
+
+// What the kernels with mma count in 32 bits, and their windows.
 inline bool mma_can(const QuantizedConv2dArguments& a) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - 128;
-  return a.batch * a.height * a.width <= kMost &&
+  return a.kernel_height <= kMaxMmaWindow && a.kernel_width <= kMaxMmaWindow &&
+         a.batch * a.height * a.width <= kMost &&
          std::int64_t{a.in_channels} * a.kernel_height * a.kernel_width <= kMost / 2;
 }
 

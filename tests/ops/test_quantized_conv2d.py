@@ -367,6 +367,7 @@ MMA_CASES = (
     (torch.uint8, 8, 20, 12, 3, 1, 2, True),
     (torch.int8, 8, 37, 9, 3, 2, 3, True),
     (torch.uint8, 8, 1, 1, 1, 2, 1, False),
+    (torch.int8, 8, 16, 8, 11, 1, 1, True),
     (torch.uint8, 4, 160, 160, 3, 1, 1, False),
     (torch.int8, 4, 32, 40, 3, 2, 1, True),
     (torch.int8, 4, 9, 33, 3, 1, 1, True),
@@ -437,7 +438,7 @@ def test_choice_of_the_kernel(emulation):
     """Of an H100's processors: the largest tiles that keep them busy; small sizes, small tiles."""
 
     def choose(height, width, cin, cout, name="", **options):
-        defaults = {"stride": 1, "x_bytes": 1, "weight_bits": 8, "has_mma": True}
+        defaults = {"stride": 1, "x_bytes": 1, "weight_bits": 8, "has_mma": True, "window": 3}
         shape = {"height": height, "width": width, "in_channels": cin, "out_channels": cout}
         return emulation.choose_kernel(**shape, **(defaults | options), processors=132, name=name)
 
@@ -450,6 +451,7 @@ def test_choice_of_the_kernel(emulation):
     assert choose(270, 480, 64, 3) == "dp4a"
     assert choose(270, 480, 64, 64, has_mma=False) == "dp4a"
     assert choose(1 << 16, 1 << 16, 64, 64) == "dp4a"
+    assert choose(270, 480, 64, 64, window=13) == "dp4a"
     assert choose(270, 480, 64, 64, "dp4a") == "dp4a"
     assert choose(270, 480, 3, 3, "mma") == "mma64x32"
     with pytest.raises(RuntimeError, match="no mma"):
