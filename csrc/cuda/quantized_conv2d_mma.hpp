@@ -554,35 +554,56 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
         inside[i] = (windows[thread][i].inside & tap) == tap;
         all_inside = all_inside && inside[i];
       }
+      const std::int8_t* const source = x_bytes + from_centre;
+      const int first_row = thread / kMmaChunks;
+      const int place = mma_place(first_row, column);  // as of the other rows
+      static_assert(Tile::kRowsAtOnce % (2 * kMmaChunks) == 0);
+      const auto x_target = [&](int i) {
+        return &shared.stages.x[slot][first_row + i * Tile::kRowsAtOnce][place];
+      };
       const bool fill = a.zero_point != nullptr && exists && !all_inside;
-      Chunk outside = {};
-      if (fill) outside = load_outside<Types>(a.zero_point, channel, a.in_channels);
-      PYCODEC_UNROLL
-      for (int i = 0; i < Tile::kXRows; ++i) {
-        const int row = thread / kMmaChunks + i * Tile::kRowsAtOnce;
-        Chunk& target = shared.stages.x[slot][row][mma_place(row, column)];
-        const std::int8_t* const source = x_bytes + (windows[thread][i].centre + from_centre);
-        if (fill && !inside[i]) {
-          target = outside;
-        } else if (copy_x) {
-          Block::copy_async(&target, source, inside[i]);
-        } else {
-          const int left = x_row - channel * Types::kXPlanes;
-          load_chunk<Types::kXBytes>(source, inside[i] ? left : 0, x_aligned, target);
+      if (copy_x) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          Block::copy_async(x_target(i), source + windows[thread][i].centre, inside[i],
+                            inside[i] || !fill);
+        }
+      } else {
+        const int left = x_row - channel * Types::kXPlanes;
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          load_chunk<Types::kXBytes>(source + windows[thread][i].centre, inside[i] ? left : 0,
+                                     x_aligned, *x_target(i));
         }
       }
-      PYCODEC_UNROLL
-      for (int i = 0; i < Tile::kWeightRows; ++i) {
-        const int row = thread / kMmaChunks + i * Tile::kRowsAtOnce;
-        Chunk& target = shared.stages.weight[slot][row][mma_place(row, column)];
-        if constexpr (!kCopyWeights) {
-          target = widen_weights<Types>(stored[thread][i]);
-        } else if (copy_weight) {
-          Block::copy_async(&target, weights_at(cursor, row), weight_exists(cursor, row));
-        } else {
-          const int left = weight_row - cursor.chunk * Types::kWeightBytes;
+      if (fill) {
+        const Chunk outside = load_outside<Types>(a.zero_point, channel, a.in_channels);
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          if (!inside[i]) *x_target(i) = outside;
+        }
+      }
+      const auto weight_target = [&](int i) {
+        return &shared.stages.weight[slot][first_row + i * Tile::kRowsAtOnce][place];
+      };
+      if constexpr (!kCopyWeights) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          *weight_target(i) = widen_weights<Types>(stored[thread][i]);
+        }
+      } else if (copy_weight) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          const int row = first_row + i * Tile::kRowsAtOnce;
+          Block::copy_async(weight_target(i), weights_at(cursor, row), weight_exists(cursor, row));
+        }
+      } else {
+        const int left = weight_row - cursor.chunk * Types::kWeightBytes;
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          const int row = first_row + i * Tile::kRowsAtOnce;
           load_chunk<16>(weights_at(cursor, row), weight_exists(cursor, row) ? left : 0,
-                         weight_aligned, target);
+                         weight_aligned, *weight_target(i));
         }
       }
       cursor.advance(kMmaChunks, chunks, a.kernel_width);
