@@ -689,9 +689,11 @@ void dispatch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, const Ru
   }
 }
 
+// Blocks on a multiprocessor whose registers have to be there.
 template <class Types, class Tile>
 constexpr int mma_blocks_at_once() {
-  return Tile::kBlocks - (Types::kWide || Types::kWeightBits == 4);
+  const bool keeps_weights = Types::kWeightBytes != 16 && Tile::kWeightRows > 2;
+  return Tile::kBlocks - (Types::kWide || keeps_weights);
 }
 
 // Blocks of a tile for all outputs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import subprocess
@@ -332,8 +333,9 @@ def is_wide(arguments):
     return torch.int16 in (arguments[0].dtype, arguments[1].dtype)
 
 
-def run_emulated(emulation, arguments, options, kernel=None):
-    """What the cuda backend gives with its kernels on the host."""
+@contextlib.contextmanager
+def cuda_on_the_host(emulation):
+    """Within, the cuda backend runs its kernels on the host."""
 
     def launch(name, device, **arguments):
         getattr(emulation, name)(**arguments, stream=0)
@@ -342,7 +344,7 @@ def run_emulated(emulation, arguments, options, kernel=None):
         patch.setattr(module, "launch_cuda", launch)
         patch.setattr(module, "_DEVICE_TYPE", "cpu")
         patch.setattr(backends, "cuda_kernels", lambda: emulation)
-        return quantized_conv2d(*arguments, **options, backend="cuda", kernel=kernel)
+        yield
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -352,7 +354,8 @@ def test_cuda_source_on_the_host_equals_reference(emulation, backwards, case, ke
     arguments, options = case
     assume(kernel != "mma128x96" or not is_wide(arguments))
     emulation.set_backwards(backwards)
-    actual = run_emulated(emulation, arguments, options, kernel)
+    with cuda_on_the_host(emulation):
+        actual = quantized_conv2d(*arguments, **options, backend="cuda", kernel=kernel)
     assert_same(actual, quantized_conv2d(*arguments, **options, backend="reference"))
 
 
@@ -414,14 +417,21 @@ def test_mma_layers_on_the_host(emulation, case, kernel):
         ((31 + max(bits - 6, 2), torch.uint8), (31 + bits - 12, torch.int16), (32, torch.int32))
     ):
         arguments, options = mma_layer(case, shift, out_dtype)
-        if kernel == "mma128x96" and is_wide(arguments):
-            with pytest.raises(RuntimeError, match="16 bits"):
-                run_emulated(emulation, arguments, options, kernel)
-            continue
+        x, *parameters = arguments
+        residual = options.get("residual")
+        fixed = {k: v for k, v in options.items() if k != "residual"}
         emulation.set_backwards(backwards % 2 == 0)
+        with cuda_on_the_host(emulation):
+            channels = {"in_channels": x.shape[3], "backend": "cuda"}
+            conv = QuantizedConv2d(*parameters, **fixed, **channels, kernel=kernel)
+            if kernel == "mma128x96" and is_wide(arguments):
+                with pytest.raises(RuntimeError, match="16 bits"):
+                    conv(x, residual=residual)
+                continue
+            actual = conv(x, residual=residual)
         expected = quantized_conv2d(*arguments, **options, backend="reference")
         assert expected.unique().numel() > 8
-        assert_same(run_emulated(emulation, arguments, options, kernel), expected)
+        assert_same(actual, expected)
 
 
 def run_on_gpu(backend, arguments, options):
@@ -525,6 +535,8 @@ def test_unknown_kernel():
     for backend in (None, "native"):
         with pytest.raises(InputError, match="option of the cuda backend"):
             quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend=backend, kernel="mma")
+        with pytest.raises(InputError, match="option of the cuda backend"):
+            QuantizedConv2d(*layer[1:], 40, out_dtype=torch.int8, backend=backend, kernel="mma")
     with pytest.raises(InputError, match="dp4a, mma, mma128x96, mma128x64, mma64x32"):
         quantized_conv2d(*layer, 40, out_dtype=torch.int8, backend="cuda", kernel="wgmma")
 
