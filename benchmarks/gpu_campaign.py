@@ -35,6 +35,8 @@ GPU_TESTS = (
     "tests/coding/test_rans_cuda.py",
     "tests/context/test_wave_network_cuda.py",
     "tests/integrations/test_dataset.py",
+    "tests/quantization/test_simulation.py",
+    "tests/training/test_sphere.py",
 )
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -78,31 +80,30 @@ def steps() -> list[Step]:
         )
     ]
     # What CI runs on the host needs no GPU.
-    on_gpu = (*pytest, "-k", "not host")
+    on_gpu = (*pytest, "-k", "not host and not interpreter")
     found += [Step(f"test-{Path(path).stem[5:]}", (*on_gpu, path), 400) for path in GPU_TESTS]
 
     def script(name: str, path: str, *options: str, seconds: int = 300) -> Step:
         return Step(name, ("python", f"benchmarks/{path}", *options, "--json", "{json}"), seconds)
 
+    waves = "context/wave_network_cuda.py"
+    few = ("--sizes", "1920x1080", "--orders", "slope", "plane", "--repeats", "3")
+    codec = (*python, "pycodec", "bench", "--device", "cuda", "--json", "{json}", "--sizes")
     found += [
-        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py"),
-        script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py"),
-        script("time-pseudocylindrical_pad", "ops/pseudocylindrical_pad.py", "--device", "cuda"),
-        script("time-rans", "coding/rans_cuda.py"),
-    ]
-    found += [
+        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=90),
+        script("time-wave_network-768x512", waves, "--sizes", "768x512", seconds=60),
+        script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
         script(
-            f"time-wave_network-{size}",
-            "context/wave_network_cuda.py",
-            "--sizes",
-            size,
-            seconds=480,
-        )
-        for size in ("768x512", "1920x1080")
+            "time-pseudocylindrical_pad",
+            *("ops/pseudocylindrical_pad.py", "--device", "cuda", "--seconds", "0.1"),
+            seconds=40,
+        ),
+        script("time-rans", "coding/rans_cuda.py", seconds=60),
+        Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 60),
+        Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 60),
+        script("time-wave_network-1080p", waves, *few, seconds=90),
+        Step("codec-4k", (*codec, "4k", "--precision", "fp32", "mixed"), 90),
     ]
-    for size in ("1080p", "4k"):
-        command = ("bench", "--device", "cuda", "--sizes", size, "--json", "{json}")
-        found.append(Step(f"codec-{size}", (*python, "pycodec", *command), 240))
     file = "{folder}/picture"
     encode = ("encode", f"{file}.png", f"{file}.lci", "--force")
     profile = ("--device", "cuda", "--out")

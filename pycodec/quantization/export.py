@@ -187,7 +187,8 @@ def _restore_conv(
     if shuffle:
         order = torch.arange(len(scale)).view(4, -1).T.flatten()
         weight, bias = weight[order], bias[..., order]
-    conv.weight.copy_(weight.permute(0, 3, 1, 2) / in_scale.view(1, -1, 1, 1))
+    in_scale = in_scale.view(1, -1, 1, 1).to(weight.device)
+    conv.weight.copy_(weight.permute(0, 3, 1, 2) / in_scale)
     if quality_bias is None:
         conv.bias.copy_(bias)
     else:  # only their sum was kept
