@@ -25,18 +25,18 @@ struct QuantizedConv2dArguments {
   int stride, upscale, shift;
   std::int32_t lower, upper;
 
-  // Positions of outputs, before they are spread to patches.
+  // Positions of outputs, before they are spread to patches. Strides are 1 or 2.
 #ifdef __CUDACC__
   __host__ __device__
 #endif
       std::int64_t out_height() const {
-    return height > 0 ? (height - 1) / stride + 1 : 0;
+    return stride == 1 ? height : (height + 1) >> 1;
   }
 #ifdef __CUDACC__
   __host__ __device__
 #endif
       std::int64_t out_width() const {
-    return width > 0 ? (width - 1) / stride + 1 : 0;
+    return stride == 1 ? width : (width + 1) >> 1;
   }
 };
 
