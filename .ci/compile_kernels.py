@@ -1,7 +1,8 @@
 """Compiles every GPU kernel for sm_80 and sm_90, without a GPU: ``python .ci/compile_kernels.py``.
 
-The CUDA sources go through nvcc, warnings and spilled registers being errors, and the Triton kernels, in each of the
-variants that their files list, through Triton's compiler. Exits with 1 if any does not compile.
+The CUDA sources go through nvcc, warnings and spilled registers being errors, and the Triton
+kernels, in each of the variants that their files list, through Triton's compiler. Exits with 1 if
+any does not compile.
 """
 
 from __future__ import annotations
