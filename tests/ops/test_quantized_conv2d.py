@@ -471,7 +471,7 @@ def test_choice_of_the_kernel(emulation):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["triton", "cuda", *CUDA_KERNELS])
+@pytest.mark.parametrize("backend", ["cuda", *CUDA_KERNELS])
 @pytest.mark.parametrize("case", MMA_CASES)
 def test_gpu_layers(case, backend):
     for shift, out_dtype in ((50, torch.uint8), (42, torch.int16), (32, torch.int32)):
