@@ -1,6 +1,7 @@
 // The integer convolution on a GPU. pycodec/ops/quantized_conv2d.py is its definition.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -48,14 +49,17 @@ struct ConvTileSize {
   ConvKernel kernel;
   int positions, outputs;
   bool wide;    // also for inputs or weights of 16 bits
-  double cost;  // of an output, relative: smaller tiles read more for each product
+  double cost;  // of an output, relative: instructions and shared memory beside the products
 };
 
 constexpr ConvTileSize kConvMmaTiles[] = {
     {ConvKernel::kMma128x96, 128, 96, false, 1.0},
-    {ConvKernel::kMma128x64, 128, 64, true, 1.08},
-    {ConvKernel::kMma64x32, 64, 32, true, 1.6},
+    {ConvKernel::kMma128x64, 128, 64, true, 1.12},
+    {ConvKernel::kMma64x32, 64, 32, true, 2.2},
 };
+
+// A block alone on a multiprocessor waits for its data: it takes as long as so many of several.
+constexpr double kMmaAlone = 1.5;
 
 // With fewer channels than these most of a tensor core's products are by zeros.
 constexpr int kMinMmaInputs = 16;
@@ -82,8 +86,8 @@ inline ConvKernel choose_mma_tile(const QuantizedConv2dArguments& a, int process
     if (!tile.wide && (a.x_bytes == 2 || a.weight_bits == 16)) continue;
     const std::int64_t blocks = ((positions + tile.positions - 1) / tile.positions) *
                                 ((a.out_channels + tile.outputs - 1) / tile.outputs);
-    const std::int64_t rounds = (blocks + processors - 1) / processors;
-    const double work = static_cast<double>(rounds) * tile.positions * tile.outputs * tile.cost;
+    const auto most = static_cast<double>((blocks + processors - 1) / processors);
+    const double work = std::max(most, kMmaAlone) * tile.positions * tile.outputs * tile.cost;
     if (work < least) {
       least = work;
       best = tile.kernel;
