@@ -10,7 +10,7 @@ all results, among them the fastest launch of the wave decoder for each network.
     python benchmarks/gpu_campaign.py --out campaign --list    # what is done and what is left
     python benchmarks/gpu_campaign.py --out campaign --only "time-*"   # some of it
 
-Compares kernels with the reference (tests), with cuDNN and torch.compile (benchmarks/ops), and with
+Compares kernels with the reference (tests), with cuDNN and torch._int_mm (benchmarks/ops), and with
 the measured ceilings of the GPU. Nothing needs to be installed beyond ``pip install '.[test]'``.
 """
 
