@@ -72,12 +72,13 @@ int device_attribute(cudaDeviceAttr attribute) {
 
 }  // namespace
 
+bool device_has_mma() { return device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
+
 void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kernel, void* stream) {
   const std::int64_t positions = a.batch * a.out_height() * a.out_width();
   if (positions == 0) return;
-  const bool has_mma = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
-  const ConvKernel chosen = choose_kernel(a, kernel, has_mma, processors);
+  const ConvKernel chosen = choose_kernel(a, kernel, device_has_mma(), processors);
   if (chosen == ConvKernel::kDp4a) {
     launch_dp4a(a, positions, static_cast<cudaStream_t>(stream));
   } else {

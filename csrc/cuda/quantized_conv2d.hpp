@@ -18,11 +18,16 @@ struct QuantizedConv2dArguments {
   const std::int32_t* multiplier;
   const std::int16_t* zero_point;  // [in_channels]: x outside the picture; null for 0
   const std::int16_t* residual;    // like out; null for none
+  // Of the trimmed convolution, null for none: multipliers of negative sums, and a residual that is
+  // added with a multiplier of its own before the shift.
+  const std::int32_t* negative_multiplier;
+  const std::int8_t* scaled_residual;
   void* out;  // [batch][out_height * upscale][out_width * upscale][...], out_bytes a value
   std::int64_t batch, height, width;
   int in_channels, out_channels, kernel_height, kernel_width;
   int x_bytes, weight_bits, out_bytes;  // weight_bits: 4, 8 or 16
   bool x_is_signed;
+  std::int32_t residual_multiplier;
   int stride, upscale, shift;
   std::int32_t lower, upper;
 
@@ -77,6 +82,11 @@ inline bool mma_can(const QuantizedConv2dArguments& a) {
          std::int64_t{a.in_channels} * a.kernel_height * a.kernel_width <= kMost / 2;
 }
 
+// Whether the kernels with mma are the fast ones.
+inline bool mma_suits(const QuantizedConv2dArguments& a) {
+  return mma_can(a) && a.in_channels >= kMinMmaInputs && a.out_channels >= kMinMmaOutputs;
+}
+
 // The tile with the least work for the busiest of the GPU's multiprocessors.
 inline ConvKernel choose_mma_tile(const QuantizedConv2dArguments& a, int processors) {
   const std::int64_t positions = a.batch * a.out_height() * a.out_width();
@@ -103,8 +113,7 @@ inline ConvKernel choose_kernel(const QuantizedConv2dArguments& a, const std::st
   if (name == "dp4a") return ConvKernel::kDp4a;
   const bool can = has_mma && mma_can(a);
   if (name.empty()) {
-    const bool suits = a.in_channels >= kMinMmaInputs && a.out_channels >= kMinMmaOutputs;
-    return can && suits ? choose_mma_tile(a, processors) : ConvKernel::kDp4a;
+    return has_mma && mma_suits(a) ? choose_mma_tile(a, processors) : ConvKernel::kDp4a;
   }
   if (!can) throw std::runtime_error("quantized_conv2d: no mma for this size or on this GPU");
   if (name == "mma") return choose_mma_tile(a, processors);
@@ -118,5 +127,8 @@ inline ConvKernel choose_kernel(const QuantizedConv2dArguments& a, const std::st
 // not wait for it. Throws std::runtime_error where it cannot be launched.
 void quantized_conv2d(const QuantizedConv2dArguments& arguments, const std::string& kernel,
                       void* stream);
+
+// Whether the current device has the tensor cores of sm_80.
+bool device_has_mma();
 
 }  // namespace pycodec::cuda

@@ -77,7 +77,7 @@ struct alignas(8) MmaResidual {
 };
 
 struct MmaChannels {
-  std::int32_t bias[kMmaGroup], multiplier[kMmaGroup];
+  std::int32_t bias[kMmaGroup], multiplier[kMmaGroup], negative_multiplier[kMmaGroup];
 };
 
 template <class Tile>
@@ -347,20 +347,32 @@ PYCODEC_DEVICE void multiply_planes(int i, int j, Sums& sums, Inputs& inputs, We
                                                       weight(kWeightPlanes - 1));
 }
 
-// Four outputs of consecutive channels from their sums, in 32 bits: shift is more than 32.
+// Four outputs of consecutive channels from their sums. Beyond a shift of 32 all after the product
+// fits in 32 bits.
 PYCODEC_HOST_DEVICE inline void requantize_group(const QuantizedConv2dArguments& a,
                                                  const Chunk& sums, const MmaChannels& channels,
                                                  const MmaResidual& residual,
                                                  std::int32_t (&values)[kMmaGroup]) {
   const std::int64_t half = std::int64_t{1} << (a.shift - 1);
+  const bool scaled = a.scaled_residual != nullptr;
   PYCODEC_UNROLL
   for (int c = 0; c < kMmaGroup; ++c) {
     const std::int32_t sum = add(static_cast<std::int32_t>(sums.words[c]), channels.bias[c]);
-    const std::int64_t product = std::int64_t{sum} * channels.multiplier[c] + half;
-    std::int32_t value = static_cast<std::int32_t>(product >> 32) >> (a.shift - 32);
-    value += residual.values[c];
-    value = value < a.lower ? a.lower : value;
-    values[c] = value > a.upper ? a.upper : value;
+    const std::int32_t multiplier =
+        sum < 0 ? channels.negative_multiplier[c] : channels.multiplier[c];
+    std::int64_t product = std::int64_t{sum} * multiplier + half;
+    if (scaled) product += std::int64_t{residual.values[c]} * a.residual_multiplier;
+    const std::int32_t added = scaled ? 0 : residual.values[c];
+    if (a.shift > 32) {
+      const std::int32_t value =
+          (static_cast<std::int32_t>(product >> 32) >> (a.shift - 32)) + added;
+      values[c] = value < a.lower ? a.lower : value > a.upper ? a.upper : value;
+    } else {
+      const std::int64_t value = (product >> a.shift) + added;
+      values[c] = value < a.lower   ? a.lower
+                  : value > a.upper ? a.upper
+                                    : static_cast<std::int32_t>(value);
+    }
   }
 }
 
@@ -371,6 +383,15 @@ PYCODEC_HOST_DEVICE inline MmaResidual load_residual(const std::int16_t* first) 
 #else
   return *reinterpret_cast<const MmaResidual*>(first);
 #endif
+}
+
+PYCODEC_HOST_DEVICE inline MmaResidual load_residual(const std::int8_t* first) {
+  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(first);
+  MmaResidual residual;
+  PYCODEC_UNROLL
+  for (int c = 0; c < kMmaGroup; ++c)
+    residual.values[c] = static_cast<std::int8_t>(word >> (8 * c));
+  return residual;
 }
 
 PYCODEC_HOST_DEVICE inline void store_group(void* out, std::int64_t index, int bytes,
@@ -399,9 +420,10 @@ PYCODEC_DEVICE void store_sums(const QuantizedConv2dArguments& a, std::uint32_t 
   constexpr int kGroups = Tile::kOutputs / kMmaGroup;
   constexpr int kRowsAtOnce = Tile::kThreads / kGroups;
   const int channels = a.out_channels / (a.upscale * a.upscale);
-  const bool in_groups = a.shift > 32 && channels % kMmaGroup == 0 && is_aligned(a.out, 16) &&
-                         is_aligned(a.residual, 8) && is_aligned(a.bias, 16) &&
-                         is_aligned(a.multiplier, 16);
+  const bool in_groups = channels % kMmaGroup == 0 && is_aligned(a.out, 16) &&
+                         is_aligned(a.residual, 8) && is_aligned(a.scaled_residual, 4);
+  const std::int32_t* const negative_multiplier =
+      a.negative_multiplier == nullptr ? a.multiplier : a.negative_multiplier;
   Block::each([&](int thread) {
     const int column = thread % kGroups * kMmaGroup;
     const int out = first_out + column;
@@ -420,6 +442,7 @@ PYCODEC_DEVICE void store_sums(const QuantizedConv2dArguments& a, std::uint32_t 
     for (int c = 0; c < kMmaGroup; ++c) {
       group.bias[c] = a.bias[out + c];
       group.multiplier[c] = a.multiplier[out + c];
+      group.negative_multiplier[c] = negative_multiplier[out + c];
     }
     for (int first = thread / kGroups; first < Tile::kPositions; first += kRowsAtOnce * kMmaAhead) {
       MmaResidual residual[kMmaAhead] = {};
@@ -427,14 +450,17 @@ PYCODEC_DEVICE void store_sums(const QuantizedConv2dArguments& a, std::uint32_t 
         const int row = first + i * kRowsAtOnce;
         return row < Tile::kPositions && first_position + static_cast<unsigned>(row) < positions;
       };
-      if (a.residual != nullptr) {
+      const auto load_residuals = [&](const auto* values) {
+        if (values == nullptr) return;
         PYCODEC_UNROLL
         for (int i = 0; i < kMmaAhead; ++i) {
           const std::int64_t position = first_position + static_cast<unsigned>(first) +
                                         static_cast<unsigned>(i * kRowsAtOnce);
-          if (exists(i)) residual[i] = load_residual(a.residual + position * a.out_channels + out);
+          if (exists(i)) residual[i] = load_residual(values + position * a.out_channels + out);
         }
-      }
+      };
+      load_residuals(a.residual);
+      load_residuals(a.scaled_residual);
       PYCODEC_UNROLL
       for (int i = 0; i < kMmaAhead; ++i) {
         if (!exists(i)) continue;

@@ -115,12 +115,17 @@ PYCODEC_HOST_DEVICE inline std::int64_t output_index(const QuantizedConv2dArgume
 template <class Position>
 PYCODEC_HOST_DEVICE inline void store_sum(const QuantizedConv2dArguments& a, Position position,
                                           int out_channel, std::int32_t sum) {
-  const std::int64_t half = std::int64_t{1} << (a.shift - 1);
+  const std::int64_t place = std::int64_t{position} * a.out_channels + out_channel;
   sum = add(sum, a.bias[out_channel]);
-  std::int64_t value = (std::int64_t{sum} * a.multiplier[out_channel] + half) >> a.shift;
-  if (a.residual != nullptr) {
-    value += a.residual[std::int64_t{position} * a.out_channels + out_channel];
+  const bool negative = sum < 0 && a.negative_multiplier != nullptr;
+  std::int64_t value = std::int64_t{1} << (a.shift - 1);
+  value += std::int64_t{sum} *
+           (negative ? a.negative_multiplier[out_channel] : a.multiplier[out_channel]);
+  if (a.scaled_residual != nullptr) {
+    value += std::int64_t{a.scaled_residual[place]} * a.residual_multiplier;
   }
+  value >>= a.shift;
+  if (a.residual != nullptr) value += a.residual[place];
   if (value < a.lower) value = a.lower;
   if (value > a.upper) value = a.upper;
   store_output(a.out, output_index(a, position, out_channel), a.out_bytes,

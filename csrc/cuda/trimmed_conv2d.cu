@@ -69,6 +69,8 @@ void trimmed_conv2d(const TrimmedConv2dArguments& a, void* stream) {
 }
 
 void quantized_trimmed_conv2d(const QuantizedTrimmedConv2dArguments& a, void* stream) {
+  const QuantizedConv2dArguments all = untrimmed(a);
+  if (mma_suits(all) && device_has_mma()) return quantized_conv2d(all, "mma", stream);
   with_trimmed_tile(a.shape, [&](auto tile) {
     using Tile = decltype(tile);
     launch(quantized_trimmed_kernel<Tile>, a, trimmed_grid<Tile>(a.shape, false), stream,

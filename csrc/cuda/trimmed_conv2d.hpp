@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/int8.hpp"
+#include "cuda/quantized_conv2d.hpp"
 
 namespace pycodec::cuda {
 
@@ -43,6 +44,35 @@ struct QuantizedTrimmedConv2dArguments {
   const std::int8_t* residual;  // [batch][height][width][out_channels], or null
   std::uint8_t* out;            // likewise; the bytes of int8 or uint8
 };
+
+// The same as an untrimmed convolution: its zeros are multiplied too. On tensor cores that is
+// faster than to leave them out without; quantized_trimmed_conv2d() does so where mma_suits().
+inline QuantizedConv2dArguments untrimmed(const QuantizedTrimmedConv2dArguments& a) {
+  QuantizedConv2dArguments all = {};
+  all.x = a.x;
+  all.weight = a.weight;
+  all.bias = a.bias;
+  all.multiplier = a.multiplier;
+  all.negative_multiplier = a.negative_multiplier;
+  all.scaled_residual = a.residual;
+  all.residual_multiplier = a.requantization.residual_multiplier;
+  all.out = a.out;
+  all.batch = a.shape.batch;
+  all.height = a.shape.height;
+  all.width = a.shape.width;
+  all.in_channels = a.shape.in_channels;
+  all.out_channels = a.shape.out_channels;
+  all.kernel_height = a.shape.kernel_height;
+  all.kernel_width = a.shape.kernel_width;
+  all.x_bytes = all.out_bytes = 1;
+  all.weight_bits = 8;
+  all.x_is_signed = true;
+  all.stride = all.upscale = 1;
+  all.shift = a.requantization.shift;
+  all.lower = a.requantization.lower;
+  all.upper = a.requantization.upper;
+  return all;
+}
 
 // Each queues a kernel on `stream` (a cudaStream_t) of the current device and does not wait for it.
 // Throws std::runtime_error where the kernel cannot be launched.

@@ -13,7 +13,7 @@
 #include "cuda/quantized_conv2d_mma.hpp"
 #include "cuda/quantized_conv2d_tile.hpp"
 #include "host_block.hpp"
-#include "host_warps.hpp"
+#include "host_mma.hpp"
 
 namespace pycodec::cuda {
 namespace {
@@ -33,18 +33,6 @@ void run_dp4a(const QuantizedConv2dArguments& a) {
   });
 }
 
-void run_mma(const QuantizedConv2dArguments& a, ConvKernel kernel) {
-  dispatch_mma(a, kernel, [&](auto tile, auto types) {
-    using Tile = decltype(tile);
-    const auto shared = std::make_unique<MmaShared<Tile>>();
-    for (std::int64_t block = 0; block < mma_blocks<Tile>(a); ++block) {
-      std::memset(shared.get(), 0x5A, sizeof(MmaShared<Tile>));
-      quantized_conv2d_mma_block<EmulatedWarps<Tile::kThreads>, decltype(types), Tile>(
-          a, static_cast<std::uint32_t>(block), *shared);
-    }
-  });
-}
-
 }  // namespace
 
 void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kernel, void*) {
@@ -52,7 +40,7 @@ void quantized_conv2d(const QuantizedConv2dArguments& a, const std::string& kern
   if (chosen == ConvKernel::kDp4a) {
     run_dp4a(a);
   } else {
-    run_mma(a, chosen);
+    dispatch_mma(a, chosen, [&](auto tile, auto types) { run_mma(a, tile, types); });
   }
 }
 

@@ -34,10 +34,13 @@ def emulation(tmp_path_factory):
     return build(source, "cuda_trimmed_conv2d.cpp", tmp_path_factory.mktemp("emulation"))
 
 
-@pytest.fixture(scope="class", params=["host", "host, threads backwards"])
+@pytest.fixture(
+    scope="class", params=["host", "host, threads backwards", "host, tensor cores backwards"]
+)
 def host(request, emulation):
     """Lets the CUDA kernels run on the host."""
-    emulation.set_backwards(request.param == "host, threads backwards")
+    emulation.set_backwards("backwards" in request.param)
+    emulation.set_has_mma("tensor cores" in request.param)
 
     def launch(name, device, **arguments):
         getattr(emulation, name)(**arguments, stream=0)

@@ -11,11 +11,14 @@
 #include "cuda/trimmed_conv2d.hpp"
 #include "cuda/trimmed_conv2d_tile.hpp"
 #include "host_block.hpp"
+#include "host_mma.hpp"
 
 namespace pycodec::cuda {
 namespace {
 
 using HostBlock = EmulatedBlock<kTrimmedThreads>;
+
+bool has_mma = false;
 
 template <class Function>
 void each_block(const TrimmedGrid& grid, const Function& f) {
@@ -44,6 +47,10 @@ void trimmed_conv2d(const TrimmedConv2dArguments& a, void*) {
 }
 
 void quantized_trimmed_conv2d(const QuantizedTrimmedConv2dArguments& a, void*) {
+  const QuantizedConv2dArguments all = untrimmed(a);
+  if (has_mma && mma_can(all)) {
+    return run_mma(all, MmaTile<128, 64, 64, 32, 3, true>(), MmaTypes<true, 1, 8>());
+  }
   with_trimmed_tile(a.shape, [&](auto tile) {
     using Tile = decltype(tile);
     auto shared = std::make_unique<QuantizedTrimmedShared<Tile>>();
@@ -58,4 +65,5 @@ void quantized_trimmed_conv2d(const QuantizedTrimmedConv2dArguments& a, void*) {
 PYBIND11_MODULE(trimmed_conv2d_emulation, m) {
   bind_cuda_trimmed_conv2d(m);
   m.def("set_backwards", [](bool value) { pycodec::cuda::backwards = value; });
+  m.def("set_has_mma", [](bool value) { pycodec::cuda::has_mma = value; });
 }
