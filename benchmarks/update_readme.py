@@ -176,6 +176,22 @@ def compressai_lines(report: dict) -> list[str]:
     return table(header, rows)
 
 
+def compressai_rate_lines(report: dict) -> list[str]:
+    """Bytes and PSNR on trained weights, of CompressAI and of this."""
+    rows = [
+        [
+            f"`{row['model']}`, {row['pictures']} of {row['set']}",
+            f"{row['compressai']['bytes']} / {row['pycodec']['bytes']}",
+            f"{row['rate_percent']:+.3f} %",
+            f"{row['compressai']['psnr']:.3f}",
+            f"{row['psnr_db']:+.4f}",
+        ]
+        for row in report["rates"]
+    ]
+    header = ["trained weights", "bytes, CompressAI / `accelerate`", "", "PSNR, dB", ""]
+    return table(header, rows)
+
+
 def precision_lines(report: dict) -> list[str]:
     """Loss, weights and times of a precision; on the fastest SIMD level, and integers below it."""
     sizes, rates, times = report["bytes"], report["rate_distortion"], report["times_ms"]
@@ -350,6 +366,8 @@ def main() -> None:
         "benchmarks/integrations/compressai.py`):",
         "",
         *compressai_lines(compressai),
+        "",
+        *compressai_rate_lines(compressai),
     ]
     replace_between(ROOT / "README.md", BEGIN, END, lines)
 

@@ -193,14 +193,16 @@ def train(
     architecture: str,
     model: nn.Module,
     crops: Crops,
-    seconds: float,
+    end: float,
     save: Callable[[int], None],
 ) -> int:
-    """Steps taken."""
+    """Train until the clock says ``end``; returns the steps taken."""
     trained = [
         p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("quantiles")
     ]
-    schedule = Schedule(seconds)
+    model.train()
+    losses(architecture, model, crops())[0].backward()  # loads libraries, which takes a while
+    schedule = Schedule(max(end - time.monotonic(), 1.0))
     is_cuda = crops.device.type == "cuda"
 
     def new_optimizer() -> torch.optim.Optimizer:
@@ -209,7 +211,6 @@ def train(
     optimizer = new_optimizer()
     # The weights of two checks ago are known to have given a finite loss since.
     confirmed = pending = [p.detach().clone() for p in trained]
-    model.train()
     saved = printed = time.monotonic()
     step = 0
     while schedule.done < 1:
@@ -249,18 +250,22 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, paths: list[Path], device: torch.device, crop: int) -> str:
-    """Estimated rate and PSNR of held-out pictures."""
+def evaluate(
+    model: nn.Module, paths: list[Path], device: torch.device, crop: int, end: float
+) -> str:
+    """Estimated rate and PSNR of held-out pictures, of as many as there is time for."""
     model.eval()
     rates, qualities = [], []
     for path in paths:
+        if rates and time.monotonic() > end:
+            break
         x = load_picture(path)[None].to(device).float() / 255
         x = x[:, :, : min(crop, x.shape[2]) // 64 * 64, : min(crop, x.shape[3]) // 64 * 64]
         result = model(x)
         rates.append(float(bits_per_pixel(result["likelihoods"], x)))
         error = nn.functional.mse_loss(result["x_hat"].clamp(0, 1), x)
         qualities.append(-10 * math.log10(float(error)))
-    return f"{len(paths)} held-out pictures: {np.mean(rates):.4f} bpp, {np.mean(qualities):.3f} dB"
+    return f"{len(rates)} held-out pictures: {np.mean(rates):.4f} bpp, {np.mean(qualities):.3f} dB"
 
 
 # Files
@@ -309,11 +314,10 @@ def write(file: Path, content: dict) -> None:
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Weights of :func:`unpack`; tables are made anew."""
+    """Weights of :func:`unpack`; tables are not made."""
     missing, unexpected = nn.Module.load_state_dict(model, state, strict=False)
     lacking = [n for n in missing if not n.endswith(DERIVED) and not n.startswith(SHARED)]
     assert not unexpected and not lacking, (lacking, unexpected)
-    model.update(force=True)
 
 
 def rounded_states(folder: Path) -> Iterator[tuple[str, dict[str, Tensor], int]]:
@@ -362,7 +366,6 @@ def main() -> None:
 
     device = torch.device(arguments.device)
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     batch, crop, seconds = arguments.batch, arguments.crop, arguments.seconds
     largest = 4096
@@ -383,7 +386,7 @@ def main() -> None:
         earlier = {name: (state, steps) for name, state, steps in rounded_states(folder)}
     contents: dict[str, dict] = {name: {} for name in FILES.values()}
     models: dict[str, nn.Module] = {}
-    end = began + seconds - (2.0 + 0.03 * seconds)  # the rest is for saving and measuring
+    end = began + seconds - (2.0 + 0.04 * seconds)  # the rest is for saving and measuring
     for index, architecture in enumerate(arguments.models):
         model = models[architecture] = BUILDERS[architecture]().to(device)
         model = model.to(memory_format=torch.channels_last)
@@ -413,13 +416,15 @@ def main() -> None:
             write(arguments.out / FILES[architecture], content)
 
         share = SHARES[architecture] / sum(SHARES[name] for name in arguments.models[index:])
-        steps = train(architecture, model, crops, max(share * (end - time.monotonic()), 1), save)
+        now = time.monotonic()
+        steps = train(architecture, model, crops, now + share * (end - now), save)
         save(steps)
         print(f"{architecture}: {steps} steps, {time.monotonic() - began:.1f} s", flush=True)
     for architecture, state, steps in rounded_states(arguments.out):
         model = BUILDERS[architecture]()
         load_into(model, state)
-        print(architecture, steps, evaluate(model.to(device), held, device, largest), flush=True)
+        found = evaluate(model.to(device), held, device, largest, began + seconds)
+        print(architecture, steps, found, flush=True)
     for file in sorted(arguments.out.iterdir()):
         print(file.name, file.stat().st_size, flush=True)
     print(f"done after {time.monotonic() - began:.1f} s", flush=True)
