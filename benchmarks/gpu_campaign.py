@@ -29,6 +29,7 @@ from typing import Any
 from slices import MORE_LEFT, ROOT, Slices, Step, missing_files
 
 GPU_TESTS = (
+    "tests/ops/test_quantize.py",
     "tests/ops/test_quantized_conv2d.py",
     "tests/ops/test_trimmed_conv2d_gpu.py",
     "tests/ops/test_pseudocylindrical_gpu.py",
@@ -96,6 +97,7 @@ def steps() -> list[Step]:
         script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=90),
         script("time-wave_network-768x512", waves, *small, seconds=60),
         script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
+        script("time-quantize", "ops/quantize.py", "--device", "cuda", seconds=60),
         script(
             "time-pseudocylindrical_pad",
             *("ops/pseudocylindrical_pad.py", "--device", "cuda"),
