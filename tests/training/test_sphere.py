@@ -307,6 +307,27 @@ def test_weights_of_a_checkpoint_stay_quantized(folders, make_trainer, tmp_path)
     assert other.validate()["validation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_gpu_trains_as_the_cpu_does(make_trainer, workers):
+    """The same losses before, lower ones after some steps, and everything else runs, too."""
+    here = make_trainer().validate()
+    trainer = make_trainer(device="cuda", workers=workers, average=0.9)
+    there = trainer.validate()
+    for name, value in here.items():  # convolutions may be in TF32
+        assert there[name] == pytest.approx(value, rel=0.02), name
+    for _ in range(25):
+        values = trainer.train_step()
+    assert np.isfinite(list(values.values())).all()
+    assert trainer.validate()["validation_loss"] < 0.9 * there["validation_loss"]
+    with trainer.averaged():
+        assert trainer.validate()["validation_loss"] < there["validation_loss"]
+    trainer.refit(2, passes=1)
+    assert trainer.network.entropy_model.stages[0].head.weight.is_cuda
+    trainer.save()
+    assert make_trainer(device="cuda", average=0.9).step == 26
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
 def test_devices_and_backends_that_are_missing(folders, make_trainer, start, tmp_path):
     with pytest.raises(InputError, match="no training on 'cuda'"):
