@@ -10,7 +10,7 @@ all results, among them the fastest launch of the wave decoder for each network.
     python benchmarks/gpu_campaign.py --out campaign --list    # what is done and what is left
     python benchmarks/gpu_campaign.py --out campaign --only "time-*"   # some of it
 
-Compares kernels with the reference (tests), with cuDNN and torch.compile (benchmarks/ops), and with
+Compares kernels with the reference (tests), with cuDNN and torch._int_mm (benchmarks/ops), and with
 the measured ceilings of the GPU. Nothing needs to be installed beyond ``pip install '.[test]'``.
 """
 
@@ -88,21 +88,23 @@ def steps() -> list[Step]:
         return Step(name, ("python", f"benchmarks/{path}", *options, "--json", "{json}"), seconds)
 
     waves = "context/wave_network_cuda.py"
-    few = ("--sizes", "1920x1080", "--orders", "slope", "plane", "--repeats", "3")
-    codec = (*python, "pycodec", "bench", "--device", "cuda", "--json", "{json}", "--sizes")
+    few = ("--orders", "slope", "plane", "--repeats", "3")
+    small, large = ("--sizes", "768x512", *few), ("--sizes", "1920x1080", *few)
+    codec = (*python, "pycodec", "bench", "--device", "cuda", "--seconds", "1")
+    codec += ("--json", "{json}", "--sizes")
     found += [
         script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=90),
-        script("time-wave_network-768x512", waves, "--sizes", "768x512", seconds=60),
+        script("time-wave_network-768x512", waves, *small, seconds=60),
         script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
         script(
             "time-pseudocylindrical_pad",
-            *("ops/pseudocylindrical_pad.py", "--device", "cuda", "--seconds", "0.1"),
+            *("ops/pseudocylindrical_pad.py", "--device", "cuda"),
             seconds=40,
         ),
-        script("time-rans", "coding/rans_cuda.py", seconds=60),
+        script("time-rans", "coding/rans_cuda.py", "--symbols", str(1 << 26), seconds=60),
         Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 60),
         Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 60),
-        script("time-wave_network-1080p", waves, *few, seconds=90),
+        script("time-wave_network-1080p", waves, *large, seconds=90),
         Step("codec-4k", (*codec, "4k", "--precision", "fp32", "mixed"), 90),
     ]
     file = "{folder}/picture"

@@ -64,6 +64,7 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         with_json("models/photo.py"),
         with_json("coding/rans.py"),
         script("integrations/dataset.py"),
+        with_json("ops/quantize.py"),
         script("ops/quantized_conv2d.py"),
         script("ops/quantized_trimmed_conv2d.py"),
         with_json("ops/masked_conv2d.py"),

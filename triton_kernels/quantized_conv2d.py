@@ -15,8 +15,18 @@ from pycodec.ops.quantized_conv2d import ConvOptions, unpack_int4
 
 BLOCK_POSITIONS = 64
 BLOCK_OUT = 64
-BLOCK_IN = 64
 NUM_WARPS = 4
+NUM_STAGES = 4
+# Sizes and ranges vary from picture to picture and layer to layer: one compiled kernel for all.
+NOT_SPECIALIZED = (
+    *("positions", "height", "width", "out_height", "out_width"),
+    *("half", "shift", "lower", "upper"),
+)
+
+
+def block_in(in_channels: int) -> int:
+    """Input channels of a product: 64, or the 32 that an int8 product needs if fewer are wasted."""
+    return 64 if -(-in_channels // 32) % 2 == 0 else 32
 
 
 @triton.jit
@@ -27,7 +37,7 @@ def _high_and_low(x):
     return high.to(tl.int8), (x - high * 256).to(tl.int8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def quantized_conv2d_kernel(
     x_ptr,  # uint8, int8 or int16 [batch, height, width, in_channels]
     weight_ptr,  # int8 or int16 [out_channels, KERNEL_HEIGHT, KERNEL_WIDTH, in_channels], or packed
@@ -72,46 +82,48 @@ def quantized_conv2d_kernel(
     row_bytes = (in_channels + 1) // 2 if WEIGHT_PACKED else in_channels
 
     acc = tl.zeros((BLOCK_POSITIONS, BLOCK_OUT), dtype=tl.int32)
-    for tap in range(taps):
+    # One loop, so that a tap's loads run while the last channels of the one before are multiplied.
+    blocks = tl.cdiv(in_channels, BLOCK_IN)
+    for step in range(taps * blocks):
+        tap = step // blocks
         row = out_row * STRIDE + tap // KERNEL_WIDTH - KERNEL_HEIGHT // 2
         column = out_column * STRIDE + tap % KERNEL_WIDTH - KERNEL_WIDTH // 2
         inside = (p < positions) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         x_base = ((image * height + row) * width + column) * in_channels
-        for first in range(0, in_channels, BLOCK_IN):
-            channel = first + c
-            channel_inside = channel < in_channels
-            x = tl.load(
-                x_ptr + x_base[:, None] + channel[None, :],
-                mask=inside[:, None] & channel_inside[None, :],
-                other=0,
-            )
-            if HAS_ZERO:
-                zero = tl.load(zero_ptr + channel, mask=channel_inside, other=0)
-                x = tl.where(inside[:, None], x, zero[None, :].to(x.dtype))
-            place = (o[None, :] * taps + tap) * row_bytes
-            weight = tl.load(
-                weight_ptr + place + (channel // 2 if WEIGHT_PACKED else channel)[:, None],
-                mask=(o < out_channels)[None, :] & channel_inside[:, None],
-                other=0,
-            )
-            if WEIGHT_PACKED:
-                nibble = (weight.to(tl.int32) >> (channel % 2 * 4)[:, None]) & 15
-                weight = ((nibble ^ 8) - 8).to(tl.int8)
-            # Tensor cores multiply like signs only: what is below is x - 128, or x less the 128 of
-            # its low byte, and 128 * weight is in the bias.
+        channel = step % blocks * BLOCK_IN + c
+        channel_inside = channel < in_channels
+        x = tl.load(
+            x_ptr + x_base[:, None] + channel[None, :],
+            mask=inside[:, None] & channel_inside[None, :],
+            other=0,
+        )
+        if HAS_ZERO:
+            zero = tl.load(zero_ptr + channel, mask=channel_inside, other=0)
+            x = tl.where(inside[:, None], x, zero[None, :].to(x.dtype))
+        place = (o[None, :] * taps + tap) * row_bytes
+        weight = tl.load(
+            weight_ptr + place + (channel // 2 if WEIGHT_PACKED else channel)[:, None],
+            mask=(o < out_channels)[None, :] & channel_inside[:, None],
+            other=0,
+        )
+        if WEIGHT_PACKED:
+            nibble = (weight.to(tl.int32) >> (channel % 2 * 4)[:, None]) & 15
+            weight = ((nibble ^ 8) - 8).to(tl.int8)
+        # Tensor cores multiply like signs only: what is below is x - 128, or x less the 128 of
+        # its low byte, and 128 * weight is in the bias.
+        if X_WIDE:
+            x_high = (x >> 8).to(tl.int8)
+            x = ((x.to(tl.int32) & 255) - 128).to(tl.int8)
+        elif not X_SIGNED:
+            x = (x ^ 128).to(tl.int8, bitcast=True)
+        if WEIGHT_WIDE:
+            weight_high, weight = _high_and_low(weight)
+            acc += tl.dot(x, weight_high, out_dtype=tl.int32) * 256
             if X_WIDE:
-                x_high = (x >> 8).to(tl.int8)
-                x = ((x.to(tl.int32) & 255) - 128).to(tl.int8)
-            elif not X_SIGNED:
-                x = (x ^ 128).to(tl.int8, bitcast=True)
-            if WEIGHT_WIDE:
-                weight_high, weight = _high_and_low(weight)
-                acc += tl.dot(x, weight_high, out_dtype=tl.int32) * 256
-                if X_WIDE:
-                    acc += tl.dot(x_high, weight_high, out_dtype=tl.int32) * 65536
-            if X_WIDE:
-                acc += tl.dot(x_high, weight, out_dtype=tl.int32) * 256
-            acc = tl.dot(x, weight, acc, out_dtype=tl.int32)
+                acc += tl.dot(x_high, weight_high, out_dtype=tl.int32) * 65536
+        if X_WIDE:
+            acc += tl.dot(x_high, weight, out_dtype=tl.int32) * 256
+        acc = tl.dot(x, weight, acc, out_dtype=tl.int32)
 
     acc += tl.load(bias_ptr + o, mask=o < out_channels, other=0)[None, :]
     multiplier = tl.load(multiplier_ptr + o, mask=o < out_channels, other=0).to(tl.int64)
@@ -187,8 +199,9 @@ def launch(
         HAS_RESIDUAL=residual is not None,
         BLOCK_POSITIONS=BLOCK_POSITIONS,
         BLOCK_OUT=BLOCK_OUT,
-        BLOCK_IN=BLOCK_IN,
+        BLOCK_IN=block_in(in_channels),
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
     )
 
 
@@ -216,7 +229,7 @@ def compile_variants():
             "HAS_RESIDUAL": extras,
             "BLOCK_POSITIONS": BLOCK_POSITIONS,
             "BLOCK_OUT": BLOCK_OUT,
-            "BLOCK_IN": BLOCK_IN,
+            "BLOCK_IN": 32 if kernel_size == 3 else 64,
         }
         types = {
             "x_ptr": x_type,
@@ -229,4 +242,9 @@ def compile_variants():
             "half": "i64",
         }
         signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-        yield quantized_conv2d_kernel, signature, constants, {"num_warps": NUM_WARPS}
+        yield (
+            quantized_conv2d_kernel,
+            signature,
+            constants,
+            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+        )

@@ -7,6 +7,9 @@ take at the processor's measured int8 peak, and the bytes of the weights.
 
     python benchmarks/models/precision.py KODAK --json benchmarks/results/precision.json
     python benchmarks/models/precision.py --no-pictures --rounds 20
+
+--dynamic measures a model of dynamic widths, as ``pycodec quantize --dynamic`` writes it, beside
+the others: its ``mixed`` integers, with what the selectors chose for the synthesis in the files.
 """
 
 from __future__ import annotations
@@ -46,23 +49,28 @@ def photograph() -> Picture:
     return Picture(np.asarray(image))
 
 
-def curve(path: Path, precision: str) -> list[tuple[float, float]]:
+def curve(path: Path, precision: str, model: Path = MODEL) -> list[tuple[float, float]]:
     """(bits a pixel of the file, PSNR) at each quality."""
     picture = load_image(path)
     pixels = picture.pixels
     points = []
+    options = {"precision": precision, "exact_pixels": model != MODEL}
+    codec = load_photo_model(model, precision=precision)
     for quality in QUALITIES:
-        file, _ = api.encode_picture(Picture(pixels), quality, precision=precision)
-        decoded, _ = api.decode_picture(file, precision=precision)
+        file, _ = api.encode_picture(Picture(pixels), quality, model=codec, **options)
+        decoded, _ = api.decode_picture(file, model=codec, **options)
         bpp = 8 * len(file) / (pixels.shape[0] * pixels.shape[1])
         points.append((bpp, psnr(pixels, decoded.pixels)))
     return points
 
 
-def rate_distortion(paths: list[Path]) -> dict[str, dict]:
+def rate_distortion(paths: list[Path], dynamic: Path | None) -> dict[str, dict]:
+    """Against fp32, of each precision and, if there is one, of a dynamic model."""
     curves = {p: {path.name: curve(path, p) for path in paths} for p in PRECISIONS}
+    if dynamic is not None:
+        curves["dynamic"] = {path.name: curve(path, "mixed", dynamic) for path in paths}
     result = {}
-    for precision in PRECISIONS[1:]:
+    for precision in list(curves)[1:]:
         rates = [bd_rate(curves["fp32"][path.name], curves[precision][path.name]) for path in paths]
         values = [rate.percent for rate in rates if rate is not None]
         result[precision] = {
@@ -143,6 +151,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--no-pictures", action="store_true", help="times and sizes alone")
     parser.add_argument("--no-times", action="store_true")
+    parser.add_argument("--dynamic", type=Path, metavar="MODEL", help="folder of a dynamic model")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write results here, beside what is there")
@@ -179,7 +188,8 @@ def main() -> None:
             }
     if not options.no_pictures:
         paths = sorted(p for p in options.folder.iterdir() if p.suffix == ".png")
-        results["rate_distortion"] = rate_distortion(paths) | {"pictures": len(paths)}
+        measured = rate_distortion(paths, options.dynamic)
+        results["rate_distortion"] = measured | {"pictures": len(paths)}
     print(json.dumps(results, indent=2))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

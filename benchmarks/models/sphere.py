@@ -5,7 +5,8 @@ former and the photo codec's weights ("untuned"), and with the peers that Pillow
 files. BD-rates of the first against the others are in WS-PSNR and in the PSNR of fourteen
 viewports. Where errors lie, the first two tell at equal size of their files: by latitude, and in
 the columns around the border, against the same columns of a picture that was turned by half, in
-which they lie inside.
+which they lie inside. Both are means over pictures that were turned in eight steps all around: one
+border alone says more about what lies there.
 
 Results go to a file as they come, and what it holds already is not measured again, unless a model's
 weights have changed: the command may be stopped, and run again.
@@ -25,7 +26,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,11 @@ PSNR_RANGE = 28.0, 40.0
 METRICS = {"ws_psnr": ws_psnr, "viewport_psnr": viewport_psnr}
 QUALITY = 50.0
 """Of the photo codec, where errors are looked at more closely."""
+LOOKED_AT = "photo", "sphere"
 COLUMNS = 32
 """At each side of the border."""
+PLACES = 8
+"""Of the border, evenly around the picture. An even number."""
 LATITUDES = 32
 REPEATS = 5
 """Of timed work; the fastest counts, on machines with other work to do."""
@@ -87,33 +91,41 @@ def curve(codec: TestedCodec, pixels: np.ndarray) -> list[dict[str, float]]:
     return points
 
 
-def where_errors_lie(pixels: np.ndarray) -> dict[str, dict[str, list[float]]]:
-    """Mean squared errors of both codecs, by latitude and around the border."""
-    photo = codec_of("photo").encode(pixels, QUALITY)
-    bpp = 8 * len(photo) / (pixels.shape[0] * pixels.shape[1])
-    sphere = codec_of("sphere")
-    quality = encode_to_bpp(Picture(pixels), bpp, partial(sphere.encode, pixels)).quality
+def where_errors_lie(name: str, pixels: np.ndarray) -> dict[str, Any]:
+    """Mean squared errors of a codec, by latitude and around the border.
+
+    At ``QUALITY`` of the photo codec; at that of the codec for the sphere whose file is as large.
+    """
+    codec, quality = codec_of(name), QUALITY
+    if name == "sphere":
+        photo = codec_of("photo").encode(pixels, QUALITY)
+        bpp = 8 * len(photo) / (pixels.shape[0] * pixels.shape[1])
+        quality = encode_to_bpp(Picture(pixels), bpp, partial(codec.encode, pixels)).quality
     near = np.arange(-COLUMNS, COLUMNS)
     half = pixels.shape[1] // 2
     weights = row_weights(len(pixels))
-    result = {}
-    for name, setting in (("photo", QUALITY), ("sphere", quality)):
-        codec = codec_of(name)
-
-        def error(turn: int, codec: TestedCodec = codec, setting: float = setting) -> np.ndarray:
-            decoded = codec.decode(codec.encode(np.roll(pixels, turn, 1), setting))
-            difference = np.roll(decoded, -turn, 1).astype(np.float64) - pixels
-            return np.square(difference).mean(axis=2)
-
-        at_border, inside = error(0), error(half)
-        rows = np.array_split(at_border.mean(axis=1), LATITUDES)
-        result[name] = {
-            "quality": setting,
-            "latitudes": [round(row.mean(), 3) for row in rows],
-            "border": np.average(at_border[:, near], axis=0, weights=weights).round(3).tolist(),
-            "inside": np.average(inside[:, near], axis=0, weights=weights).round(3).tolist(),
-        }
-    return result
+    rows, border, inside = [], [], []
+    for place in range(PLACES):
+        turned = np.roll(pixels, -(place * pixels.shape[1] // PLACES), 1)
+        decoded = codec.decode(codec.encode(turned, quality))
+        error = np.square(decoded.astype(np.float64) - turned).mean(axis=2)
+        rows.append(error.mean(axis=1))
+        columns = np.average(error, axis=0, weights=weights)
+        border.append(columns[near])
+        inside.append(columns[near + half])
+    # What is at the border is in the middle of the picture that is turned by half.
+    inside = np.roll(inside, PLACES // 2, 0)
+    latitudes = np.array_split(np.mean(rows, axis=0), LATITUDES)
+    return {
+        "quality": quality,
+        "latitudes": [round(row.mean(), 3) for row in latitudes],
+        "border": np.mean(border, axis=0).round(3).tolist(),
+        "inside": np.mean(inside, axis=0).round(3).tolist(),
+        "places_db": [
+            round(10 * math.log10(eight(a) / eight(b)), 3)
+            for a, b in zip(border, inside, strict=True)
+        ],
+    }
 
 
 def fastest(work: Callable[[], object]) -> float:
@@ -171,12 +183,15 @@ def missing(
     """What is still to be measured with these models: picture, kind, name, how."""
     for path in paths:
         found = known.setdefault(path.name, {})
-        curves, before = found.setdefault("curves", {}), found.get("models", {})
+        before = found.get("models", {})
+        curves, errors = found.setdefault("curves", {}), found.setdefault("errors", {})
         for name, fingerprint in models.items():
             if before.get(name) != fingerprint:
                 curves.pop(name, None)
-                for kind in ("errors", "times"):
-                    found.pop(kind, None)
+                errors.pop(name, None)
+                if name == "photo":  # by which the other's quality was chosen
+                    errors.pop("sphere", None)
+                found.pop("times", None)
         found["models"] = models
         if with_times:
             yield path, "", "times", times
@@ -184,8 +199,9 @@ def missing(
         for name in (*OURS, *PEERS):
             if name not in found["curves"]:
                 yield path, "curves", name, lambda pixels, name=name: curve(codec_of(name), pixels)
-        if "errors" not in found:
-            yield path, "", "errors", where_errors_lie
+        for name in LOOKED_AT:
+            if name not in errors:
+                yield path, "errors", name, partial(where_errors_lie, name)
 
 
 def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
@@ -220,12 +236,12 @@ def summarize(pictures: dict[str, dict]) -> tuple[dict, dict]:
             for codec, errors in found["errors"].items()
         }
         for name, found in pictures.items()
-        if "errors" in found
+        if found.get("errors")
     }
     return rates, seams
 
 
-def eight(columns: list[float]) -> float:
+def eight(columns: Sequence[float]) -> float:
     """Mean of the eight columns around the border."""
     return statistics.fmean(columns[COLUMNS - 4 : COLUMNS + 4])
 
@@ -234,7 +250,7 @@ def plot(pictures: dict[str, dict], path: Path) -> None:
     """Where errors lie, means of the pictures in dB."""
     from matplotlib.figure import Figure
 
-    found = [p["errors"] for p in pictures.values() if "errors" in p]
+    found = [e for p in pictures.values() if set(e := p.get("errors", {})) >= set(LOOKED_AT)]
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     border, latitude = figure.subplots(1, 2)
     styles = {"photo": ("#9d4edd", "photo codec"), "sphere": ("#c1121f", "codec for the sphere")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import json
 import statistics
@@ -14,6 +16,8 @@ import torch
 
 from pycodec import _cpu
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
 
 def int8_peak() -> float | None:
     """int8 multiply-adds a second of one core; None where no SIMD level has them."""
@@ -23,6 +27,17 @@ def int8_peak() -> float | None:
 def float32_peak() -> float | None:
     """float32 multiply-adds a second of one core; None where no SIMD level has them."""
     return _cpu.arithmetic_peak("float32")
+
+
+def keep_memory() -> None:
+    """Let memory be kept from call to call, where the C library is glibc.
+
+    Otherwise the system's clearing of fresh pages is most of what is measured where memory is.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def time_calls(run: Callable[[], object], seconds: float) -> tuple[float, float]:

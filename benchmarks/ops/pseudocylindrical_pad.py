@@ -8,8 +8,9 @@ that was made before; the loop concatenates, tile by tile, rows that were resamp
 one would write it in plain PyTorch. Results are checked against each other.
 
 Layers are those of a network on a picture of 512 x 1024: its levels, with the padding of 5 x 5
-kernels. On the CPU memory is kept from call to call (M_MMAP_MAX, M_TRIM_THRESHOLD), for the copy
-as for the others: otherwise the system's clearing of fresh pages is most of what is measured.
+kernels; on a GPU most of them stay in its second-level cache, copies too. On the CPU memory is kept
+from call to call (M_MMAP_MAX, M_TRIM_THRESHOLD), for the copy as for the others: otherwise the
+system's clearing of fresh pages is most of what is measured.
 
 Peer: PyTorch's own operations; nothing to install.
 
@@ -19,16 +20,15 @@ Peer: PyTorch's own operations; nothing to install.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import time_side_by_side
+from measure import keep_memory, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +38,8 @@ from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.pseudocylindrical_pad import read_positions
 from pycodec.projection.widths import TileWidths
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+CALLS = 5  # in a CUDA graph
+WARM_UP = 2  # runs that do not count
 
 LAYERS = (
     # channels, rows of a tile, width, padding, dtype, channels last
@@ -167,12 +168,31 @@ def check(runs: dict[str, Callable[[], Tensor]]) -> Tensor:
     return next(iter(runs.values()))()
 
 
-def synchronized(run: Callable[[], Tensor]) -> Callable[[], None]:
-    def call() -> None:
-        run()
-        torch.cuda.synchronize()
-
-    return call
+def gpu_medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median time of a call in a CUDA graph of several, between events: what Python takes to queue
+    it, longer than most of these kernels, is not in it."""
+    graphs = {}
+    for name, run in runs.items():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is made at the first call cannot be captured
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name]):
+            for _ in range(CALLS):
+                run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(WARM_UP + rounds):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / 1e3 / CALLS)
+    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
 
 
 def main() -> None:
@@ -187,10 +207,7 @@ def main() -> None:
     torch.manual_seed(0)
     on_gpu = options.device == "cuda"
     if not on_gpu:
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        keep_memory()
     if on_gpu:
         backends = [*(["cuda"] if cuda_kernels() else []), "triton"]
         device = torch.cuda.get_device_name()
@@ -212,8 +229,9 @@ def main() -> None:
                 other = torch.empty_like(out)
                 runs = {"copy": lambda a=out, b=other: b.copy_(a), **runs}
                 if on_gpu:
-                    runs = {name: synchronized(run) for name, run in runs.items()}
-                medians = time_side_by_side(runs, options.rounds, options.seconds)
+                    medians = gpu_medians(runs, options.rounds)
+                else:
+                    medians = time_side_by_side(runs, options.rounds, options.seconds)
             moved = out.nbytes + x.nbytes * sum(widths) // (len(widths) * width)
             layout = "NHWC" if channels_last else "NCHW"
             name = str(dtype).removeprefix("torch.")

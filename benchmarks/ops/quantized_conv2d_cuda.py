@@ -4,7 +4,8 @@ Layers of the photo codec, in the types that it runs them in, at three picture s
 medians of CUDA events around a CUDA graph of several calls, divided by their number: what the GPU
 needs, without Python; data that fit in the second-level cache are in it, as between the layers of
 a network. ``mma`` is the tensor-core kernel with the tile that the shape chooses (``--tiles`` times
-each tile), ``dp4a`` the one without tensor cores. Triton's calls include the sums of its weights.
+each tile), ``dp4a`` the one without tensor cores. Triton's calls include the sums of its weights;
+they are left out, and the output says so, where its kernels are not installed.
 
 Peers compute less: cuDNN in float16 and bfloat16, channels last, autotuned, is the convolution
 alone, without bias, requantization and residual; ``_int_mm`` is the matrix product alone (torch,
@@ -32,10 +33,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from pycodec.ops.backends import optional_module
 from pycodec.ops.quantized_conv2d import QuantizedConv2d, pack_int4
 from pycodec.profiling.machine import describe_machine
 
 CALLS = 10  # in a graph
+TRITON = optional_module("pycodec.triton_kernels.quantized_conv2d")
 PEAK_SIDE = 8192
 COPY_BYTES = 1 << 29
 TILES = ("mma128x96", "mma128x64", "mma64x32")
@@ -159,7 +162,8 @@ class Case:
         self.layers = {
             name: self.integer_layer("cuda", kernel) for name, kernel in self.kernels.items()
         }
-        self.layers["triton"] = self.integer_layer("triton", None)
+        if TRITON:
+            self.layers["triton"] = self.integer_layer("triton", None)
 
     def integer_layer(self, backend: str, kernel: str | None) -> QuantizedConv2d:
         # Sums of products of random bytes fill the middle of the output's range, nearly.
@@ -246,6 +250,8 @@ def main() -> None:
     peak, copy = ceilings()
     name = torch.cuda.get_device_name()
     print(f"{name}: int8 {1e-12 * peak:.0f} TOP/s, copy {1e-9 * copy:.0f} GB/s; times in ms")
+    if not TRITON:
+        print("pycodec.triton_kernels is not installed: Triton is left out")
     heads = "".join(f" {name[-8:]:>8}" for name in COLUMNS)
     print(f"{'':>53}{heads}  of peak and copy: mma")
     results = []

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_gaussian_waves(m);
   bind_pseudocylindrical(m);
   bind_quadtree_stage(m);
+  bind_quantize(m);
   bind_quantized_conv2d(m);
   bind_quantized_trimmed_conv2d(m);
   bind_spans(m);

@@ -8,6 +8,7 @@ void bind_float_trimmed_conv2d(pybind11::module_& m);
 void bind_gaussian_waves(pybind11::module_& m);
 void bind_pseudocylindrical(pybind11::module_& m);
 void bind_quadtree_stage(pybind11::module_& m);
+void bind_quantize(pybind11::module_& m);
 void bind_quantized_conv2d(pybind11::module_& m);
 void bind_quantized_trimmed_conv2d(pybind11::module_& m);
 void bind_rans(pybind11::module_& m);

@@ -7,6 +7,7 @@
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pycodec; they queue work and do not wait for it.";
   bind_cuda_pseudocylindrical(m);
+  bind_cuda_quantize(m);
   bind_cuda_quantized_conv2d(m);
   bind_cuda_rans(m);
   bind_cuda_trimmed_conv2d(m);

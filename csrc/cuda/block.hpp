@@ -8,6 +8,7 @@ namespace pycodec::cuda {
 
 #ifdef __CUDACC__
 #define PYCODEC_UNROLL _Pragma("unroll")
+#define PYCODEC_KEEP_LOOP _Pragma("unroll 1")
 
 struct DeviceBlock {
   template <class T>
@@ -25,6 +26,7 @@ struct DeviceBlock {
 };
 #else
 #define PYCODEC_UNROLL
+#define PYCODEC_KEEP_LOOP
 #endif
 
 }  // namespace pycodec::cuda

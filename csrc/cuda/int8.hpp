@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/block.hpp"
 #include "rans/device.hpp"  // PYCODEC_HOST_DEVICE
 
 namespace pycodec::cuda {
@@ -69,8 +70,9 @@ PYCODEC_HOST_DEVICE inline std::uint32_t load_word(const std::int8_t* bytes, int
                                                    bool aligned) {
   if (aligned && count >= 4) return *reinterpret_cast<const std::uint32_t*>(bytes);
   std::uint32_t word = 0;
-  for (int i = 0; i < 4 && i < count; ++i) {
-    word |= std::uint32_t{static_cast<std::uint8_t>(bytes[i])} << (8 * i);
+  PYCODEC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) word |= std::uint32_t{static_cast<std::uint8_t>(bytes[i])} << (8 * i);
   }
   return word;
 }

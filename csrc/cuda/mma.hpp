@@ -46,12 +46,19 @@ PYCODEC_HOST_DEVICE inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32
 #ifdef __CUDACC__
 // Needs sm_80. On older chips nothing of it is compiled, and choose_kernel() keeps away from it.
 struct DeviceWarps : DeviceBlock {
-  // Copies 16 bytes, or writes zeros if not `exists`, some time before wait() returns.
-  __device__ static void copy_async(Chunk* target, const void* source, bool exists) {
+  // Copies 16 bytes, or writes zeros and reads nothing if not `exists`, some time before wait()
+  // returns; does nothing if not `wanted`.
+  __device__ static void copy_async(Chunk* target, const void* source, bool exists,
+                                    bool wanted = true) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address_of(target)),
-                 "l"(source), "r"(exists ? 16 : 0)
-                 : "memory");
+    asm volatile(
+        "{\n"
+        "  .reg .pred wanted;\n"
+        "  setp.ne.s32 wanted, %3, 0;\n"
+        "  @wanted cp.async.ca.shared.global [%0], [%1], 16, %2;\n"
+        "}" ::"r"(address_of(target)),
+        "l"(source), "r"(exists ? 16 : 0), "r"(static_cast<int>(wanted))
+        : "memory");
 #endif
   }
 

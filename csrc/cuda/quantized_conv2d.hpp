@@ -1,6 +1,7 @@
 // The integer convolution on a GPU. pycodec/ops/quantized_conv2d.py is its definition.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -25,18 +26,18 @@ struct QuantizedConv2dArguments {
   int stride, upscale, shift;
   std::int32_t lower, upper;
 
-  // Positions of outputs, before they are spread to patches.
+  // Positions of outputs, before they are spread to patches. Strides are 1 or 2.
 #ifdef __CUDACC__
   __host__ __device__
 #endif
       std::int64_t out_height() const {
-    return height > 0 ? (height - 1) / stride + 1 : 0;
+    return stride == 1 ? height : (height + 1) >> 1;
   }
 #ifdef __CUDACC__
   __host__ __device__
 #endif
       std::int64_t out_width() const {
-    return width > 0 ? (width - 1) / stride + 1 : 0;
+    return stride == 1 ? width : (width + 1) >> 1;
   }
 };
 
@@ -48,23 +49,31 @@ struct ConvTileSize {
   ConvKernel kernel;
   int positions, outputs;
   bool wide;    // also for inputs or weights of 16 bits
-  double cost;  // of an output, relative: smaller tiles read more for each product
+  double cost;  // of an output, relative: instructions and shared memory beside the products
 };
 
 constexpr ConvTileSize kConvMmaTiles[] = {
     {ConvKernel::kMma128x96, 128, 96, false, 1.0},
-    {ConvKernel::kMma128x64, 128, 64, true, 1.08},
-    {ConvKernel::kMma64x32, 64, 32, true, 1.6},
+    {ConvKernel::kMma128x64, 128, 64, true, 1.12},
+    {ConvKernel::kMma64x32, 64, 32, true, 2.2},
 };
+
+// A block alone on a multiprocessor waits for its data: it takes as long as so many of several.
+constexpr double kMmaAlone = 1.5;
 
 // With fewer channels than these most of a tensor core's products are by zeros.
 constexpr int kMinMmaInputs = 16;
 constexpr int kMinMmaOutputs = 8;
 
-// What the kernels with mma count in 32 bits.
+// The largest window of the kernels with mma, which keep a bit of 16 for each of its rows, and of
+// the three past it that a stage may reach, and of its columns.
+constexpr int kMaxMmaWindow = 11;
+
+// What the kernels with mma count in 32 bits, and their windows.
 inline bool mma_can(const QuantizedConv2dArguments& a) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - 128;
-  return a.batch * a.height * a.width <= kMost &&
+  return a.kernel_height <= kMaxMmaWindow && a.kernel_width <= kMaxMmaWindow &&
+         a.batch * a.height * a.width <= kMost &&
          std::int64_t{a.in_channels} * a.kernel_height * a.kernel_width <= kMost / 2;
 }
 
@@ -77,8 +86,8 @@ inline ConvKernel choose_mma_tile(const QuantizedConv2dArguments& a, int process
     if (!tile.wide && (a.x_bytes == 2 || a.weight_bits == 16)) continue;
     const std::int64_t blocks = ((positions + tile.positions - 1) / tile.positions) *
                                 ((a.out_channels + tile.outputs - 1) / tile.outputs);
-    const std::int64_t rounds = (blocks + processors - 1) / processors;
-    const double work = static_cast<double>(rounds) * tile.positions * tile.outputs * tile.cost;
+    const auto most = static_cast<double>((blocks + processors - 1) / processors);
+    const double work = std::max(most, kMmaAlone) * tile.positions * tile.outputs * tile.cost;
     if (work < least) {
       least = work;
       best = tile.kernel;

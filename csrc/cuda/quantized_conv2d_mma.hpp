@@ -30,7 +30,6 @@ constexpr int kMmaChunks = 4;   // of a row in a stage
 constexpr int kMmaPadding = 8;  // of a row of sums: the quarters of a warp write to other banks
 constexpr int kMmaAhead = 4;    // rows whose residuals are loaded at once
 constexpr int kMmaGroup = 4;    // output channels that a thread writes at once
-constexpr int kMmaOutside = -(1 << 30);
 
 // kPositions x kOutputs outputs a block, kWarpPositions x kWarpOutputs of them a warp. The
 // registers are for kBlocks blocks on a multiprocessor, or one less for types that need more of
@@ -99,10 +98,21 @@ PYCODEC_HOST_DEVICE inline int mma_place(int row, int chunk) {
   return chunk ^ (row / 2) % kMmaChunks;
 }
 
-// The input position at the centre of an output's window.
+// The window of an output: where its centre is in x, in bytes, and which of its rows and columns
+// are inside the picture, in bits 0 and 16 and above; none of an output that does not exist.
 struct MmaWindow {
-  std::int32_t pixel, y, x;  // y is kMmaOutside where there is no such output
+  std::int64_t centre;
+  std::uint32_t inside;
 };
+
+// The bits of `count` taps, of which number `centre` is at `position` of `size` positions.
+PYCODEC_HOST_DEVICE inline std::uint32_t taps_inside(int position, int size, int count) {
+  const int centre = count / 2;
+  const std::uint32_t all = (1u << count) - 1;
+  const std::uint32_t before = position < centre ? (1u << (centre - position)) - 1 : 0;
+  const int room = size - 1 - position + centre;  // the number of the last tap inside
+  return all & ~before & (room < count ? (2u << room) - 1 : all);
+}
 
 // A chunk of the inner dimension.
 struct MmaCursor {
@@ -168,22 +178,24 @@ PYCODEC_HOST_DEVICE inline Chunk widen_weights(
   return chunk;
 }
 
-// Likewise of inputs.
-template <class Types>
-PYCODEC_HOST_DEVICE inline Chunk load_inputs(const std::int8_t* first, int count, bool aligned) {
-  Chunk chunk;
-  if constexpr (Types::kXBytes == 16) {
-    load_bytes<16>(first, count, aligned, chunk.words);
-  } else {
-    std::uint32_t stored[2];
-    load_bytes<8>(first, count, aligned, stored);
-    spread_bytes(stored[0], chunk.words[0], chunk.words[1]);
-    spread_bytes(stored[1], chunk.words[2], chunk.words[3]);
+// What cannot be copied as it is: kBytes bytes from `first` on, of which `count` exist, to a chunk
+// in shared memory; if they are eight, each as the low byte of 16 bits. Rare, so its code is short.
+template <int kBytes>
+PYCODEC_HOST_DEVICE inline void load_chunk(const std::int8_t* first, int count, bool aligned,
+                                           Chunk& target) {
+  PYCODEC_KEEP_LOOP
+  for (int i = 0; i < kBytes / 4; ++i) {
+    const std::uint32_t word = load_word(first + 4 * i, count - 4 * i, aligned);
+    if constexpr (kBytes == 16) {
+      target.words[i] = word;
+    } else {
+      static_assert(kBytes == 8);
+      spread_bytes(word, target.words[2 * i], target.words[2 * i + 1]);
+    }
   }
-  return chunk;
 }
 
-// Likewise of what x is outside the picture, from `channel` on.
+// A chunk of what x is outside the picture, from `channel` on.
 template <class Types>
 PYCODEC_HOST_DEVICE inline Chunk load_outside(const std::int16_t* zero_point, int channel,
                                               int channels) {
@@ -474,15 +486,17 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
       const std::uint32_t position = first_position + static_cast<unsigned>(row);
       MmaWindow& window = windows[thread][i];
       if (position >= positions) {
-        window = {0, kMmaOutside, 0};
+        window = {0, 0};
       } else if (taps == 1 && a.stride == 1) {
-        window = {static_cast<std::int32_t>(position), 0, 0};  // inside, wherever it is
+        window = {std::int64_t{position} * x_row, 1 | 1 << 16};
       } else {
         const std::uint32_t line = position / out_width;
         const std::uint32_t image = line / out_height;
-        window.y = static_cast<int>(line - image * out_height) * a.stride;
-        window.x = static_cast<int>(position - line * out_width) * a.stride;
-        window.pixel = (static_cast<int>(image) * height + window.y) * width + window.x;
+        const int y = static_cast<int>(line - image * out_height) * a.stride;
+        const int x = static_cast<int>(position - line * out_width) * a.stride;
+        const std::int64_t pixel = (std::int64_t{image} * height + y) * width + x;
+        window = {pixel * x_row, taps_inside(y, height, a.kernel_height) |
+                                     taps_inside(x, width, a.kernel_width) << 16};
       }
     }
     cursors[thread] = {0, 0, 0};
@@ -499,10 +513,11 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
   });
 
   // A thread's chunks of a stage are at one place of the inner dimension, where its cursor is.
+  const std::int64_t weight_bytes_of_output = std::int64_t{taps} * weight_row;
   const auto weights_at = [&](const MmaCursor& cursor, int row) {
-    const std::int64_t window =
-        std::int64_t{first_out + row} * taps + cursor.tap_y * a.kernel_width + cursor.tap_x;
-    return weight_bytes + window * weight_row + cursor.chunk * Types::kWeightBytes;
+    const int tap = cursor.tap_y * a.kernel_width + cursor.tap_x;
+    return weight_bytes + (first_out + row) * weight_bytes_of_output +
+           (tap * weight_row + cursor.chunk * Types::kWeightBytes);
   };
   const auto weight_exists = [&](const MmaCursor& cursor, int row) {
     return cursor.tap_y < a.kernel_height && first_out + row < a.out_channels;
@@ -529,39 +544,66 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
       const int dy = cursor.tap_y - a.kernel_height / 2;
       const int dx = cursor.tap_x - a.kernel_width / 2;
       const int channel = cursor.chunk * Types::kChannels;
+      const std::int64_t from_centre =
+          std::int64_t{dy * width + dx} * x_row + channel * Types::kXPlanes;
+      // Past the last tap this has a bit that no window has.
+      const std::uint32_t tap = 1u << cursor.tap_y | 1u << (16 + cursor.tap_x);
+      bool inside[Tile::kXRows], all_inside = true;
       PYCODEC_UNROLL
       for (int i = 0; i < Tile::kXRows; ++i) {
-        const int row = thread / kMmaChunks + i * Tile::kRowsAtOnce;
-        Chunk& target = shared.stages.x[slot][row][mma_place(row, column)];
-        const MmaWindow& window = windows[thread][i];
-        const bool inside = exists && static_cast<unsigned>(window.y + dy) < unsigned(height) &&
-                            static_cast<unsigned>(window.x + dx) < unsigned(width);
-        const std::int64_t pixel = inside ? window.pixel + dy * width + dx : 0;
-        const std::int8_t* const source =
-            x_bytes + pixel * x_row + (inside ? channel * Types::kXPlanes : 0);
-        if (a.zero_point != nullptr && exists && !inside) {
-          target = load_outside<Types>(a.zero_point, channel, a.in_channels);
-        } else if (copy_x) {
-          Block::copy_async(&target, source, inside);
-        } else {
-          const int left = x_row - channel * Types::kXPlanes;
-          target = load_inputs<Types>(source, inside ? left : 0, x_aligned);
+        inside[i] = (windows[thread][i].inside & tap) == tap;
+        all_inside = all_inside && inside[i];
+      }
+      const std::int8_t* const source = x_bytes + from_centre;
+      const int first_row = thread / kMmaChunks;
+      const int place = mma_place(first_row, column);  // as of the other rows
+      static_assert(Tile::kRowsAtOnce % (2 * kMmaChunks) == 0);
+      const auto x_target = [&](int i) {
+        return &shared.stages.x[slot][first_row + i * Tile::kRowsAtOnce][place];
+      };
+      const bool fill = a.zero_point != nullptr && exists && !all_inside;
+      if (copy_x) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          Block::copy_async(x_target(i), source + windows[thread][i].centre, inside[i],
+                            inside[i] || !fill);
+        }
+      } else {
+        const int left = x_row - channel * Types::kXPlanes;
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          load_chunk<Types::kXBytes>(source + windows[thread][i].centre, inside[i] ? left : 0,
+                                     x_aligned, *x_target(i));
         }
       }
-      PYCODEC_UNROLL
-      for (int i = 0; i < Tile::kWeightRows; ++i) {
-        const int row = thread / kMmaChunks + i * Tile::kRowsAtOnce;
-        Chunk& target = shared.stages.weight[slot][row][mma_place(row, column)];
-        if constexpr (!kCopyWeights) {
-          target = widen_weights<Types>(stored[thread][i]);
-        } else if (copy_weight) {
-          const bool row_exists = weight_exists(cursor, row);
-          Block::copy_async(&target, row_exists ? weights_at(cursor, row) : weight_bytes,
-                            row_exists);
-        } else {
-          const int left = weight_row - cursor.chunk * Types::kWeightBytes;
-          load_bytes<16>(weights_at(cursor, row), weight_exists(cursor, row) ? left : 0,
-                         weight_aligned, target.words);
+      if (fill) {
+        const Chunk outside = load_outside<Types>(a.zero_point, channel, a.in_channels);
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kXRows; ++i) {
+          if (!inside[i]) *x_target(i) = outside;
+        }
+      }
+      const auto weight_target = [&](int i) {
+        return &shared.stages.weight[slot][first_row + i * Tile::kRowsAtOnce][place];
+      };
+      if constexpr (!kCopyWeights) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          *weight_target(i) = widen_weights<Types>(stored[thread][i]);
+        }
+      } else if (copy_weight) {
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          const int row = first_row + i * Tile::kRowsAtOnce;
+          Block::copy_async(weight_target(i), weights_at(cursor, row), weight_exists(cursor, row));
+        }
+      } else {
+        const int left = weight_row - cursor.chunk * Types::kWeightBytes;
+        PYCODEC_UNROLL
+        for (int i = 0; i < Tile::kWeightRows; ++i) {
+          const int row = first_row + i * Tile::kRowsAtOnce;
+          load_chunk<16>(weights_at(cursor, row), weight_exists(cursor, row) ? left : 0,
+                         weight_aligned, *weight_target(i));
         }
       }
       cursor.advance(kMmaChunks, chunks, a.kernel_width);
@@ -570,16 +612,15 @@ PYCODEC_DEVICE void quantized_conv2d_mma_block(const QuantizedConv2dArguments& a
   };
 
   if constexpr (!kCopyWeights) fetch_weights();
-  for (int stage = 0; stage < kMmaStages - 1; ++stage) {
-    if (stage < stages) load_stage(stage);
-    Block::commit();
-  }
-  for (int stage = 0; stage < stages; ++stage) {
-    Block::template wait<kMmaStages - 2>();
-    Block::sync();  // and everyone is done with the slot that is loaded now
+  for (int stage = 1 - kMmaStages; stage < stages; ++stage) {
+    if (stage >= 0) {
+      Block::template wait<kMmaStages - 2>();
+      Block::sync();  // and everyone is done with the slot that is loaded now
+    }
     const int next = stage + kMmaStages - 1;
     if (next < stages) load_stage(next % kMmaStages);
     Block::commit();
+    if (stage < 0) continue;
     const int slot = stage % kMmaStages;
     PYCODEC_UNROLL
     for (int step = 0; step < Types::kSteps; ++step) {
@@ -648,9 +689,11 @@ void dispatch_mma(const QuantizedConv2dArguments& a, ConvKernel kernel, const Ru
   }
 }
 
+// Blocks on a multiprocessor whose registers have to be there.
 template <class Types, class Tile>
 constexpr int mma_blocks_at_once() {
-  return Tile::kBlocks - (Types::kWide || Types::kWeightBits == 4);
+  const bool keeps_weights = Types::kWeightBytes != 16 && Tile::kWeightRows > 2;
+  return Tile::kBlocks - (Types::kWide || keeps_weights);
 }
 
 // Blocks of a tile for all outputs.

@@ -37,8 +37,10 @@ struct DeviceTables {
   const DeviceTableInfo* infos;
   const EncodeEntry* encode_entries;    // 16-byte aligned
   const std::uint32_t* decode_entries;  // start | (f - 1) << 16: the bytes of a DecodeEntry
-  const std::uint16_t* ranks;           // of slot s of table t: at (t << precision) + s
-  const std::uint32_t* packed_slots;    // likewise; null where there are none
+  // Of slot s of table t: at (t << precision) + s. Null for a set whose tables all have two values
+  // and no escape: there a comparison with the second entry's start is faster than a look-up.
+  const std::uint16_t* ranks;
+  const std::uint32_t* packed_slots;  // likewise; null where there are none
   std::int32_t packed_base;
 };
 
@@ -77,6 +79,20 @@ PYCODEC_HOST_DEVICE T load_constant_16(const T* p) {
   static_assert(sizeof(T) == 16);
 #ifdef __CUDA_ARCH__
   const uint4 bits = __ldg(reinterpret_cast<const uint4*>(p));
+  T value;
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+#else
+  return *p;
+#endif
+}
+
+// And of 8 bytes.
+template <class T>
+PYCODEC_HOST_DEVICE T load_constant_8(const T* p) {
+  static_assert(sizeof(T) == 8);
+#ifdef __CUDA_ARCH__
+  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(p));
   T value;
   memcpy(&value, &bits, sizeof(T));
   return value;
@@ -124,6 +140,11 @@ enum class Kind : std::uint32_t { kValue, kEscape, kNoTable, kNotCovered };
 
 // DECODING
 
+// The decode entries of a table of two values.
+struct alignas(8) EntryPair {
+  std::uint32_t entries[2];
+};
+
 struct Popped {
   std::uint32_t x;  // not yet renormalized
   std::int32_t symbol;
@@ -135,6 +156,15 @@ PYCODEC_HOST_DEVICE inline Popped pop_symbol(const DeviceTables& tables, std::ui
   if (index >= tables.num_tables) return {x, 0, Kind::kNoTable};
   const std::uint32_t slot = x & low_bits(static_cast<unsigned>(tables.precision));
   const std::uint32_t upper = x >> tables.precision;
+  if (tables.ranks == nullptr) {
+    const EntryPair pair =
+        load_constant_8(reinterpret_cast<const EntryPair*>(tables.decode_entries) + index);
+    const std::uint32_t rank = slot >= (pair.entries[1] & 0xffff) ? 1 : 0;
+    const std::uint32_t entry = rank == 0 ? pair.entries[0] : pair.entries[1];
+    const std::int32_t first = load_constant(&tables.infos[index].first_value);
+    return {((entry >> 16) + 1) * upper + slot - (entry & 0xffff),
+            first + static_cast<std::int32_t>(rank), Kind::kValue};
+  }
   const std::uint32_t cell = (index << tables.precision) + slot;
   if (tables.packed_slots != nullptr) {
     const std::uint32_t packed = load_constant(tables.packed_slots + cell);

@@ -570,6 +570,9 @@ def _table_arrays(
     ranks = np.arange(len(frequencies)) - np.repeat(first_entries, sizes)
     of_slots = np.repeat(np.arange(len(frequencies), dtype=np.int32), frequencies)
     rank_slots = ranks.astype(np.uint16)[of_slots]
+    if (sizes == 2).all() and not escapes.any():  # no array, address 0: they need no look-up
+        rank_slots = rank_slots[:0]
+        return (infos.astype(np.int32), encode.view(np.uint64), decode, rank_slots), None, 0
     flat = (infos.astype(np.int32), encode.view(np.uint64), decode, rank_slots)
     if precision > _PACKED_BITS or tables.num_tables << precision > _MAX_PACKED_SLOTS:
         return flat, None, 0

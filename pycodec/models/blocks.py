@@ -96,8 +96,9 @@ class QualityTable(nn.Module):
         position = quality_position(quality)
         low = position.floor().clamp(max=QUALITY_NODES - 2)
         fraction = (position - low)[:, None]
-        index = low.long()
-        return torch.lerp(self.nodes[index], self.nodes[index + 1], fraction)
+        index = low.long()  # index_select's gradient needs no sorting
+        below, above = (self.nodes.index_select(0, i) for i in (index, index + 1))
+        return torch.lerp(below, above, fraction)
 
 
 class QualityAffine(nn.Module):

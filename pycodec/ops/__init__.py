@@ -12,6 +12,7 @@ from pycodec.ops.pseudocylindrical_slice import (
     pseudocylindrical_slice,
     pseudocylindrical_unslice,
 )
+from pycodec.ops.quantize import dequantize, quantize
 from pycodec.ops.quantized_conv2d import QuantizedConv2d, quantized_conv2d
 from pycodec.ops.quantized_trimmed_conv2d import quantized_trimmed_conv2d
 from pycodec.ops.trimmed_conv2d import trimmed_conv2d
@@ -19,11 +20,13 @@ from pycodec.ops.trimmed_conv2d import trimmed_conv2d
 __all__ = [
     "Int16Conv2d",
     "QuantizedConv2d",
+    "dequantize",
     "masked_conv2d",
     "pseudocylindrical_mask",
     "pseudocylindrical_pad",
     "pseudocylindrical_slice",
     "pseudocylindrical_unslice",
+    "quantize",
     "quantized_conv2d",
     "quantized_trimmed_conv2d",
     "trimmed_conv2d",

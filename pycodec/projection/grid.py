@@ -167,8 +167,8 @@ class GridBatch:
 
     def __post_init__(self) -> None:
         self._widths = torch.tensor([w for grid in self.grids for w in grid.widths])
-        self._indices = torch.empty(0, 2, dtype=torch.int32)
-        self._weights = torch.empty(0, 2)
+        self._indices = torch.empty(2, 0, dtype=torch.int32)
+        self._weights = torch.empty(2, 0)
         self.columns = max(grid.columns for grid in self.grids)
 
     @property
@@ -181,7 +181,7 @@ class GridBatch:
         for padding in paddings:
             if padding in self._places:
                 continue
-            self._places[padding] = len(self._indices)
+            self._places[padding] = self._indices.shape[1]
             first, parts = 0, []
             for grid in self.grids:
                 indices, weights = _grid_table(
@@ -191,10 +191,10 @@ class GridBatch:
                 rows = padding[0]
                 first += grid.tiles * rows * rows * self.columns
             indices, weights = (
-                torch.from_numpy(np.concatenate(p)).to(device) for p in zip(*parts, strict=True)
+                torch.from_numpy(np.concatenate(p, 1)).to(device) for p in zip(*parts, strict=True)
             )
-            self._indices = torch.cat([self._indices, indices.int()])
-            self._weights = torch.cat([self._weights, weights.float()])
+            self._indices = torch.cat([self._indices, indices.int()], 1)
+            self._weights = torch.cat([self._weights, weights.float()], 1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GridBatch:
         """The same on a device."""
@@ -227,7 +227,7 @@ class GridBatch:
         self.prepare([key])
         shape = tiles, rows + 2 * pad, width + 2 * pad
         here = slice(self._places[key], self._places[key] + shape[0] * shape[1] * shape[2])
-        indices, weights = self._indices[here], self._weights[here]
+        indices, weights = self._indices[:, here], self._weights[:, here]
         pixels = x.reshape(-1, channels)
         return _Gathered.apply(pixels, indices, weights, not nearest).view(*shape, channels)
 
@@ -240,9 +240,9 @@ class _Gathered(torch.autograd.Function):
         weights = weights.to(accumulator(pixels.dtype))
         ctx.save_for_backward(indices, weights)
         ctx.both, ctx.pixels = both, len(pixels)
-        value = pixels.index_select(0, indices[:, 0]) * weights[:, :1]
+        value = pixels.index_select(0, indices[0]) * weights[0, :, None]
         if both:
-            value = value + pixels.index_select(0, indices[:, 1]) * weights[:, 1:]
+            value = value + pixels.index_select(0, indices[1]) * weights[1, :, None]
         return value.to(pixels.dtype)
 
     @staticmethod
@@ -251,7 +251,7 @@ class _Gathered(torch.autograd.Function):
         indices, weights = ctx.saved_tensors
         result = weights.new_zeros(ctx.pixels, grad.shape[1])
         for side in range(1 + ctx.both):
-            result.index_add_(0, indices[:, side], grad * weights[:, side : side + 1])
+            result.index_add_(0, indices[side], grad * weights[side, :, None])
         return result.to(grad.dtype), None, None, None
 
 
@@ -267,7 +267,7 @@ def _grid_table(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Two pixels of [T, rows, rows * columns] for each of the padded ones, and their weights.
 
-    Both are [T * (rows + 2 pad) * (rows * columns + 2 pad), 2]; of the nearest one, the second
+    Both are [2, T * (rows + 2 pad) * (rows * columns + 2 pad)]; of the nearest one, the second
     weight is 0.
     """
     before, after = int(not north), int(not south)
@@ -287,8 +287,6 @@ def _grid_table(
     else:
         left = position // double
         right, weight = (left + 1) % source, position % double / double
-    indices = np.stack([g * width + left, g * width + right], -1)
-    weights = np.stack([1 - weight, weight], -1).astype(np.float32)
-    return np.where(inside[..., None], indices, 0).reshape(-1, 2), (
-        weights * inside[..., None]
-    ).reshape(-1, 2)
+    indices = np.stack([g * width + left, g * width + right])
+    weights = np.stack([1 - weight, weight]).astype(np.float32)
+    return np.where(inside, indices, 0).reshape(2, -1), (weights * inside).reshape(2, -1)

@@ -49,6 +49,7 @@ def dynamic(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     model = SimulatedTransforms(network, by_layer(plans, WIDTHS), streams, dynamic=True).eval()
     with torch.no_grad():
         for selector in model.selectors.values():
+            selector.by_quality.nodes.zero_()
             selector.hidden.weight.zero_()
             selector.hidden.weight[0, -1] = 1.0  # quality, -1 to 1
             selector.hidden.bias[0] = 1.0
@@ -57,7 +58,7 @@ def dynamic(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
             choice[:, 1, 0] = 2.5
             selector.choice.bias.view(-1, 3)[:] = torch.tensor([4.0, 2.4, 0.0])
     chosen = {n: WIDTHS for t in model.selectors for n in model.dynamic_layers(t)}
-    chosen["synthesis.blocks16.0.reduce"] = (6,)
+    chosen["synthesis.blocks16.0.reduce"] = (6, 8)
     drop_unused_variants(model, chosen)
     integers = export(model)
     save_integers(folder, "mixed", integers)

@@ -33,7 +33,8 @@ template <int kThreads>
 struct EmulatedWarps : EmulatedBlock<kThreads> {
   static_assert(kThreads % kWarpSize == 0);
 
-  static void copy_async(Chunk* target, const void* source, bool exists) {
+  static void copy_async(Chunk* target, const void* source, bool exists, bool wanted = true) {
+    if (!wanted) return;
     require_aligned(target);
     require_aligned(source);
     HostCopies::Copy copy = {target, {}};

@@ -62,14 +62,14 @@ namespace {
 
 std::string choose_kernel(std::int64_t height, std::int64_t width, int in_channels,
                           int out_channels, int stride, int x_bytes, int weight_bits, bool has_mma,
-                          int processors, const std::string& name) {
+                          int window, int processors, const std::string& name) {
   pycodec::cuda::QuantizedConv2dArguments a = {};
   a.batch = 1;
   a.height = height;
   a.width = width;
   a.in_channels = in_channels;
   a.out_channels = out_channels;
-  a.kernel_height = a.kernel_width = 3;
+  a.kernel_height = a.kernel_width = window;
   a.stride = stride;
   a.x_bytes = x_bytes;
   a.weight_bits = weight_bits;
@@ -89,7 +89,8 @@ PYBIND11_MODULE(quantized_conv2d_emulation, m) {
   namespace py = pybind11;
   m.def("choose_kernel", &choose_kernel, py::kw_only(), py::arg("height"), py::arg("width"),
         py::arg("in_channels"), py::arg("out_channels"), py::arg("stride"), py::arg("x_bytes"),
-        py::arg("weight_bits"), py::arg("has_mma"), py::arg("processors"), py::arg("name"));
+        py::arg("weight_bits"), py::arg("has_mma"), py::arg("window"), py::arg("processors"),
+        py::arg("name"));
   bind_cuda_quantized_conv2d(m);
   m.def("set_backwards", [](bool value) { pycodec::cuda::backwards = value; });
 }

@@ -37,6 +37,10 @@ from pycodec.quantization.simulation import (
     LayerQuantizer,
     LearnedGrid,
     SimulatedTransforms,
+    _convolve_all,
+    _convolve_each,
+    drop_unused_variants,
+    export,
     multiply_accumulates,
 )
 from pycodec.quantization.transforms import ActivationGrid, LayerPlan, export_transform
@@ -155,6 +159,18 @@ def test_a_choice_for_each_picture(plans):
         )
         assert torch.allclose(both[number], alone[0], atol=1e-5)
     assert not torch.allclose(both[0], quantizer(layer, inputs, choice[[1, 1]], round_ste)[0])
+    # The way of a GPU is the same, and so are its gradients; of 1 x 1 and of 3 x 3.
+    for name in names[3:5]:
+        layer, quantizer = model.network.get_submodule(name), model.layer(name)
+        weights, biases = quantizer.quantized_weights(layer, slice(None), round_ste)
+        seen = torch.rand(2, layer.in_channels, 6, 6)
+        found = []
+        for convolve in (_convolve_each, _convolve_all):
+            leaves = [t.detach().requires_grad_(True) for t in (seen, weights, biases, choice)]
+            result = convolve(layer, *leaves)
+            found.append((result, *torch.autograd.grad(result.square().sum(), leaves)))
+        for each, together in zip(*found, strict=True):
+            assert torch.allclose(each, together, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         for selector in model.selectors.values():
             selector.choice.bias.view(-1, 3)[:, 0] = 9.0  # 4 bits
@@ -242,6 +258,31 @@ def test_selectors_start_from_what_layers_lose_alone(plans):
     start_selectors(model, losses, bits_cost=100.0)
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64), torch.tensor([95.0])).weight_bits < 4.01
+
+
+def test_the_widest_variant_that_is_left_is_the_layers_own(plans):
+    model = simulated(plans, (4, 6, 8), dynamic=True)
+    names = [n for t in ("analysis", "synthesis") for n in model.dynamic_layers(t)]
+    chosen = dict.fromkeys(names, WIDTHS) | {names[3]: (4,), names[20]: (4, 6)}
+    x, quality = torch.rand(1, 3, 64, 64), torch.tensor([40.0])
+    with torch.no_grad():
+        for name, layer, quantizer in model.layers():
+            if name in chosen:
+                layer.weight.neg_()  # so that variants are not like each other
+                quantizer.narrow_weights[1].mul_(0.5)
+                quantizer.narrow_biases.add_(torch.tensor([[1.0], [2.0]]))
+        for selector in model.selectors.values():
+            selector.by_quality.nodes.view(9, -1, 3)[:, :, 0] = 9.0  # 4 bits
+        before = model(x, quality).x_hat
+        drop_unused_variants(model, chosen)
+        assert torch.equal(model(x, quality).x_hat, before)
+    assert model.layer(names[3]).widths == (4,) and model.layer(names[3]).narrow_weights is None
+    assert model.layer(names[20]).widths == (4, 6)
+    made = export(model)
+    assert made[f"{names[3]}.weight"].dtype == torch.uint8  # two of 4 bits
+    assert f"{names[20]}@4.weight" in made and f"{names[20]}@6.weight" not in made
+    assert made[f"{names[20]}.weight"].abs().max() <= 31
+    assert not any(key.startswith(f"{names[3]}@") for key in made)
 
 
 @pytest.fixture
