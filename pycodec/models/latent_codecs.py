@@ -163,10 +163,12 @@ def _group(
 
     if not is_checkerboard:
         return FloatGroup(channels, heads, inputs, leaf.chunks)
-    (checkerboard,) = float_layers(codec.context_prediction)
+    contexts = float_layers(codec.context_prediction)
+    if len(contexts) != 1:
+        raise UnsupportedError(f"a checkerboard's context has {len(contexts)} layers, not one")
     odd_first = codec.anchor_parity == "odd"
     return FloatGroup(
-        channels, heads, inputs, leaf.chunks, checkerboard=checkerboard, odd_first=odd_first
+        channels, heads, inputs, leaf.chunks, checkerboard=contexts[0], odd_first=odd_first
     )
 
 
@@ -178,6 +180,8 @@ def _group_of_channels(codec: nn.Module, index: int, child: nn.Module) -> FloatG
     numbers = torch.arange(before, dtype=torch.float32).view(1, -1, 1, 1)
     seen = _numbers(codec.merge_y(*numbers.split(sizes[:index], 1)), before)
     layers = float_layers(codec.channel_context[f"y{index}"])
+    if any(layer.shuffle for layer in layers):
+        raise UnsupportedError("a channel context must keep the size of the latents")
     group = _group(child, sizes[index], codec.merge_params)
     return replace(group, seen=seen, channel_context=layers)
 

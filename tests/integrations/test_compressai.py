@@ -176,6 +176,14 @@ def test_what_accelerate_refuses_of_latent_codecs():
     def merge_a_sum(codec):
         codec.y.merge = lambda context, side: context + side[:, : context.shape[1]]
 
+    def two_contexts(codec):
+        first = codec.y.context_prediction
+        codec.y.context_prediction = torch.nn.Sequential(first, torch.nn.Conv2d(24, 24, 1))
+
+    def shuffled(codec):
+        context = codec.y.channel_context["y1"]
+        context.append(torch.nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1))
+
     def other_tables(codec):
         codec.y.latent_codec["y1"].y.gaussian_conditional.scale_table = torch.ones(3)
 
@@ -192,6 +200,8 @@ def test_what_accelerate_refuses_of_latent_codecs():
             "scales",
         ),
         ("cheng2020-anchor-checkerboard", lambda c: delattr(c.y.y, "chunks"), "_GaussianCodec"),
+        ("cheng2020-anchor-checkerboard", two_contexts, "2 layers"),
+        ("elic2022-official", shuffled, "keep the size"),
         ("elic2022-official", other_tables, "tables"),
         ("elic2022-official", lambda c: c.y.groups.append(3), "ChannelGroups"),
         ("elic2022-official", lambda c: c.y.groups.reverse(), "fit|groups"),
