@@ -94,18 +94,18 @@ def steps() -> list[Step]:
     codec = (*python, "pycodec", "bench", "--device", "cuda", "--seconds", "1")
     codec += ("--json", "{json}", "--sizes")
     found += [
-        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=90),
-        script("time-wave_network-768x512", waves, *small, seconds=60),
+        script("time-wave_network-768x512", waves, *small, seconds=40),
         script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
-        script("time-quantize", "ops/quantize.py", "--device", "cuda", seconds=60),
         script(
             "time-pseudocylindrical_pad",
             *("ops/pseudocylindrical_pad.py", "--device", "cuda"),
             seconds=40,
         ),
-        script("time-rans", "coding/rans_cuda.py", "--symbols", str(1 << 26), seconds=60),
-        Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 60),
-        Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 60),
+        script("time-rans", "coding/rans_cuda.py", "--symbols", str(1 << 26), seconds=40),
+        Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 45),
+        script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=50),
+        Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 45),
+        script("time-quantize", "ops/quantize.py", "--device", "cuda", seconds=40),
         script("time-wave_network-1080p", waves, *large, seconds=90),
         Step("codec-4k", (*codec, "4k", "--precision", "fp32", "mixed"), 90),
     ]
