@@ -127,7 +127,7 @@ def byte_products(tensors: dict[str, torch.Tensor], part: str) -> float:
     return total
 
 
-def sizes() -> dict[str, float]:
+def sizes(dynamic: Path | None) -> dict[str, float]:
     """Bytes of the weights; fp32: all that is trained in 4 bytes a number."""
     stored = safetensors.torch.load_file(MODEL / "model.safetensors")
     entropy = sum(v.nbytes for k, v in stored.items() if k.startswith("entropy."))
@@ -137,8 +137,11 @@ def sizes() -> dict[str, float]:
     )
     fp32 = 4 * (floats + weights) + entropy - weights
     result = {"fp32": fp32, "fp32_transforms": 4 * floats, "entropy_model": entropy}
-    for precision in INTEGER_PRECISIONS:
-        own = (MODEL / f"{precision}.safetensors").stat().st_size
+    files = {precision: MODEL / f"{precision}.safetensors" for precision in INTEGER_PRECISIONS}
+    if dynamic is not None:
+        files["dynamic"] = dynamic / "mixed.safetensors"
+    for precision, file in files.items():
+        own = file.stat().st_size
         result[f"{precision}_transforms"] = own
         result[precision] = own + entropy
         result[f"{precision}_of_fp32"] = round((own + entropy) / fp32, 4)
@@ -161,7 +164,7 @@ def main() -> None:
     results = {}
     if options.json and options.json.exists():
         results = json.loads(options.json.read_text())
-    results["bytes"] = sizes()
+    results["bytes"] = sizes(options.dynamic)
     if not options.no_times:
         picture, levels = photograph(), _cpu.supported_simd_levels()
         times = {}
