@@ -273,7 +273,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--calibration", type=int, default=16, help="pictures for calibration")
     made.add_argument("--device", default="cpu")
     made.add_argument("--workers", type=int, default=0, help="processes that round and cut crops")
-    made.add_argument("--no-graph", dest="graph", action="store_false", help="no CUDA graph")
+    made.add_argument("--graph", action="store_true", help="steps are a CUDA graph")
     made.add_argument("--work", type=Path, required=True, help="folder of what is done so far")
     made.add_argument("--json", type=Path, required=True, help="results so far and at the end")
     return made
