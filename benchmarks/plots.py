@@ -3,7 +3,8 @@
     python benchmarks/plots.py
 
 The curves on Kodak come from ``pycodec eval``, the times of waves from
-``benchmarks/context/wave_network.py --plot``; here is the roofline of the kernels.
+``benchmarks/context/wave_network.py --plot``; here are the roofline of the kernels and what widths
+of weights cost.
 """
 
 from __future__ import annotations
@@ -69,9 +70,40 @@ def plot_roofline(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def plot_widths(report: dict, path: Path) -> None:
+    """Loss against bits: widths by price, and variants before and after their fine-tuning."""
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for kind, color in (("dynamic", "#c8641b"), ("mixed", "#3b6fb6")):
+        points = [(p[kind]["mean_bits"], p[kind]["bd_rate_percent"]) for p in report["prices"]]
+        axes.plot(*zip(*points, strict=True), ".-", color=color, label=f"{kind}, by price")
+    static = [c for c in report["calibrated"] if c["widths"].startswith("static")]
+    points = [(c["mean_bits"], c["bd_rate_percent"]) for c in static]
+    axes.plot(*zip(*points, strict=True), "ks", label="static")
+    for variant in report["fine_tuned"]:
+        before, after = (
+            (variant[when]["mean_bits"], variant[when]["bd_rate_percent"])
+            for when in ("calibrated", "fine_tuned")
+        )
+        style = "o" if variant["gradient"] == "modulated" else "x"
+        axes.annotate("", after, before, arrowprops={"arrowstyle": "-", "color": "#999999"})
+        axes.plot(*after, style, color="#2f7d4f")
+    axes.plot([], [], "o", color="#2f7d4f", label="fine-tuned, modulated")
+    axes.plot([], [], "x", color="#2f7d4f", label="fine-tuned, straight-through")
+    axes.axhline(2, color="#999999", lw=1, ls=":")
+    axes.set(xlabel="mean bits of the branches' weights", ylabel="BD-rate, %", yscale="log")
+    axes.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
+    axes.set_yticks([], minor=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
-    report = json.loads((ROOT / "benchmarks" / "results" / "roofline.json").read_text())
-    plot_roofline(report, ROOT / "docs" / "images" / "roofline.png")
+    results, images = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+    plot_roofline(json.loads((results / "roofline.json").read_text()), images / "roofline.png")
+    report = json.loads((results / "quantization_ablation.json").read_text())
+    plot_widths(report, images / "quantization_widths.png")
 
 
 if __name__ == "__main__":

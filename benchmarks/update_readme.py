@@ -214,6 +214,9 @@ def precision_lines(report: dict) -> list[str]:
                 f"{sum(map(fp32.get, CALLS)) / sum(map(found.get, CALLS)):.2f} x",
             ]
         )
+    if "dynamic" in rates:
+        loss, share = rates["dynamic"]["bd_rate_percent"], sizes["dynamic_of_fp32"]
+        rows.append(["dynamic widths, not shipped", f"{loss:+.2f} %", f"{share:.3f}", "", "", ""])
     header = ["`--precision`", "BD-rate", "weights", "encode, ms", "decode, ms", "faster"]
     return table(header, rows)
 

@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,12 @@ def curve(path: Path, precision: str, model: Path = MODEL) -> list[tuple[float, 
     return points
 
 
-def rate_distortion(paths: list[Path], dynamic: Path | None) -> dict[str, dict]:
-    """Against fp32, of each precision and, if there is one, of a dynamic model."""
-    curves = {p: {path.name: curve(path, p) for path in paths} for p in PRECISIONS}
+def rate_distortion(
+    paths: list[Path], precisions: Sequence[str], dynamic: Path | None
+) -> dict[str, dict]:
+    """Against fp32, of precisions and, if there is one, of a dynamic model."""
+    wanted = ("fp32", *(p for p in precisions if p != "fp32"))
+    curves = {p: {path.name: curve(path, p) for path in paths} for p in wanted}
     if dynamic is not None:
         curves["dynamic"] = {path.name: curve(path, "mixed", dynamic) for path in paths}
     result = {}
@@ -127,7 +131,7 @@ def byte_products(tensors: dict[str, torch.Tensor], part: str) -> float:
     return total
 
 
-def sizes() -> dict[str, float]:
+def sizes(dynamic: Path | None) -> dict[str, float]:
     """Bytes of the weights; fp32: all that is trained in 4 bytes a number."""
     stored = safetensors.torch.load_file(MODEL / "model.safetensors")
     entropy = sum(v.nbytes for k, v in stored.items() if k.startswith("entropy."))
@@ -137,8 +141,11 @@ def sizes() -> dict[str, float]:
     )
     fp32 = 4 * (floats + weights) + entropy - weights
     result = {"fp32": fp32, "fp32_transforms": 4 * floats, "entropy_model": entropy}
-    for precision in INTEGER_PRECISIONS:
-        own = (MODEL / f"{precision}.safetensors").stat().st_size
+    files = {precision: MODEL / f"{precision}.safetensors" for precision in INTEGER_PRECISIONS}
+    if dynamic is not None:
+        files["dynamic"] = dynamic / "mixed.safetensors"
+    for precision, file in files.items():
+        own = file.stat().st_size
         result[f"{precision}_transforms"] = own
         result[precision] = own + entropy
         result[f"{precision}_of_fp32"] = round((own + entropy) / fp32, 4)
@@ -151,6 +158,13 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--no-pictures", action="store_true", help="times and sizes alone")
     parser.add_argument("--no-times", action="store_true")
+    parser.add_argument(
+        "--precisions",
+        nargs="*",
+        choices=PRECISIONS,
+        default=PRECISIONS,
+        help="whose BD-rates to measure; others stay as they are in the results",
+    )
     parser.add_argument("--dynamic", type=Path, metavar="MODEL", help="folder of a dynamic model")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
@@ -161,7 +175,7 @@ def main() -> None:
     results = {}
     if options.json and options.json.exists():
         results = json.loads(options.json.read_text())
-    results["bytes"] = sizes()
+    results["bytes"] = sizes(options.dynamic)
     if not options.no_times:
         picture, levels = photograph(), _cpu.supported_simd_levels()
         times = {}
@@ -188,8 +202,9 @@ def main() -> None:
             }
     if not options.no_pictures:
         paths = sorted(p for p in options.folder.iterdir() if p.suffix == ".png")
-        measured = rate_distortion(paths, options.dynamic)
-        results["rate_distortion"] = measured | {"pictures": len(paths)}
+        measured = rate_distortion(paths, options.precisions, options.dynamic)
+        rates = results.get("rate_distortion", {})
+        results["rate_distortion"] = rates | measured | {"pictures": len(paths)}
     print(json.dumps(results, indent=2))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

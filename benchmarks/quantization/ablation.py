@@ -140,17 +140,34 @@ class Ablation:
         def choose() -> dict[str, int]:
             model = self.start("dynamic")
             bits = rate_distortion(model, self.choosing, MEASURED).bits
-            mean = {
-                name: {
-                    width: sum(by_layer[name][width] for by_layer in self.alone.values())
-                    / len(self.alone)
-                    for width in WIDTHS
-                }
-                for name in model.branches
-            }
-            return widths_by_sensitivity(mean, model.costs, sum(bits) / len(bits))
+            return self.static_widths(model, sum(bits) / len(bits))
 
         return kept(self.work / "mixed.pt", choose)
+
+    def static_widths(self, model: SimulatedTransforms, mean_bits: float) -> dict[str, int]:
+        """Static ones, by what layers lose alone in the mean of the qualities."""
+        mean = {
+            name: {
+                width: sum(by_layer[name][width] for by_layer in self.alone.values())
+                / len(self.alone)
+                for width in WIDTHS
+            }
+            for name in model.branches
+        }
+        return widths_by_sensitivity(mean, model.costs, mean_bits)
+
+    def price(self, bits_cost: float) -> dict:
+        """Dynamic widths at a price, and mixed ones of as many bits, both calibrated alone."""
+
+        def measure() -> dict:
+            model = self.start("dynamic", bits_cost=bits_cost)
+            dynamic = self.against_float(rate_distortion(model, self.measuring, MEASURED))
+            widths = self.static_widths(model, dynamic["mean_bits"])
+            static = self.simulated({name: (bits,) for name, bits in widths.items()})
+            mixed = self.against_float(rate_distortion(static, self.measuring, MEASURED))
+            return {"bits_cost": bits_cost, "dynamic": dynamic, "mixed": mixed}
+
+        return kept(self.work / f"price-{bits_cost}.pt", measure)
 
     def widths(self, kind: str) -> Mapping[str, Sequence[int]]:
         """The widths that each layer has in a variant."""
@@ -159,8 +176,11 @@ class Ablation:
         had = WIDTHS if kind == "dynamic" else (int(kind.split()[1]),)
         return {f"{t}.{path}": had for t in TRANSFORMS for path in branch_layers(t)}
 
-    def simulated(self, kind: str, rounding: str = "straight-through") -> SimulatedTransforms:
-        network, widths = float_network(), self.widths(kind)
+    def simulated(
+        self, kind: str | Mapping[str, Sequence[int]], rounding: str = "straight-through"
+    ) -> SimulatedTransforms:
+        """``kind``: of a variant, or the widths of its layers."""
+        network, widths = float_network(), self.widths(kind) if isinstance(kind, str) else kind
         start_rounded(network, assemble(self.plans, {n: max(had) for n, had in widths.items()}))
         layers = by_layer(self.plans, widths)
         model = SimulatedTransforms(
@@ -168,12 +188,15 @@ class Ablation:
         )
         return model.to(self.device)
 
-    def start(self, kind: str, rounding: str = "straight-through") -> SimulatedTransforms:
-        """A variant before its fine-tuning."""
+    def start(
+        self, kind: str, rounding: str = "straight-through", bits_cost: float | None = None
+    ) -> SimulatedTransforms:
+        """A variant before its fine-tuning, at a price of its own if one is given."""
         model = self.simulated(kind, rounding)
         if kind == "dynamic":
             calibrate_selectors(model, self.choosing, MEASURED)
-            start_selectors(model, self.alone, self.args.bits_cost)
+            price = self.args.bits_cost if bits_cost is None else bits_cost
+            start_selectors(model, self.alone, price)
         return model
 
     def calibrated(self, kind: str) -> RateDistortion:
@@ -252,6 +275,7 @@ class Ablation:
                 {"widths": kind, **self.against_float(self.calibrated(kind))}
                 for kind in ("static 8", "static 6", "static 4", "mixed", "dynamic")
             ],
+            "prices": [self.price(bits_cost) for bits_cost in self.args.prices],
             "fine_tuned": [],
         }
 
@@ -265,15 +289,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--crops", type=int, default=2048, help="that batches are drawn from")
     made.add_argument("--learning-rate", type=float, default=2e-5)
     made.add_argument("--selector-rate", type=float, default=1e-2)
-    made.add_argument("--bits-cost", type=float, default=0.003, help="gamma")
+    made.add_argument("--bits-cost", type=float, default=0.006, help="gamma")
     made.add_argument(
         "--choosing", type=int, default=2, help="held-out pictures that choose widths"
     )
+    made.add_argument(
+        "--prices", type=float, nargs="*", default=(0.001, 0.003, 0.006, 0.012, 0.025)
+    )
     made.add_argument("--pictures", type=int, default=11, help="held-out, that measure")
-    made.add_argument("--calibration", type=int, default=16, help="pictures for calibration")
+    made.add_argument("--calibration", type=int, default=32, help="pictures for calibration")
     made.add_argument("--device", default="cpu")
     made.add_argument("--workers", type=int, default=0, help="processes that round and cut crops")
-    made.add_argument("--no-graph", dest="graph", action="store_false", help="no CUDA graph")
+    made.add_argument("--graph", action="store_true", help="steps are a CUDA graph")
     made.add_argument("--work", type=Path, required=True, help="folder of what is done so far")
     made.add_argument("--json", type=Path, required=True, help="results so far and at the end")
     return made

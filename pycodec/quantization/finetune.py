@@ -48,8 +48,8 @@ class FineTuning:
         temperature: of the drawing of widths at the start; it falls to a twentieth of that.
         clip: largest norm of the gradient.
         seed: of crops, qualities and choices.
-        graph: on a GPU, record a step once and repeat it (a CUDA graph): its thousands of small
-            kernels take longer to launch than to run.
+        graph: on a GPU, record a step once and repeat it (a CUDA graph): launching its five
+            thousand small kernels takes longer than most of them run.
         report_every: steps.
         save_seconds: time between checkpoints.
     """
@@ -65,7 +65,7 @@ class FineTuning:
     temperature: float = 1.0
     clip: float = 20.0
     seed: int = 0
-    graph: bool = True
+    graph: bool = False
     report_every: int = 1
     save_seconds: float = 120.0
 
