@@ -94,7 +94,7 @@ def steps() -> list[Step]:
     codec = (*python, "pycodec", "bench", "--device", "cuda", "--seconds", "1")
     codec += ("--json", "{json}", "--sizes")
     found += [
-        script("time-wave_network-768x512", waves, *small, seconds=40),
+        script("time-wave_network-768x512", waves, *small, seconds=60),
         script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
         script(
             "time-pseudocylindrical_pad",

@@ -160,14 +160,14 @@ class Slices:
         return text.rpartition("\n")[2][-300:]
 
     def gather(self, machine: dict[str, Any]) -> dict[str, Any]:
-        """One document of all steps that are done, with what they wrote."""
+        """One document of all steps that are done, with what they wrote or printed."""
         steps = {}
         for name, outcome in self.outcomes().items():
             entry: dict[str, Any] = asdict(outcome)
             results = self.folder / f"{name}.json"
             if outcome.status == "ok" and "{json}" in outcome.command:
                 entry["results"] = json.loads(results.read_text())
-            elif outcome.status == "ok":
+            elif outcome.status != "left out":  # of one that failed, how far it got
                 log = self.folder / f"{name}.log"
                 entry["output"] = log.read_text(errors="replace").splitlines()
             steps[name] = entry

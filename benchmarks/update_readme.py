@@ -14,7 +14,9 @@ python benchmarks/profiling/overhead.py --json benchmarks/results/profiler_overh
 python benchmarks/plots.py
 python benchmarks/update_readme.py
 
-The last two go to ``docs/performance.md``.
+python benchmarks/gpu_campaign.py --out RUN      # nvidia-h200.json, on such a GPU
+
+The roofline, the profiler's overhead and the GPU's numbers go to ``docs/performance.md``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 MEASURED, END_OF_MEASURED = "<!-- measured -->", "<!-- end of measured -->"
+ON_A_GPU, END_OF_ON_A_GPU = "<!-- on a gpu -->", "<!-- end of on a gpu -->"
 CALLS = ("encode", "decode")
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
 
@@ -288,6 +291,67 @@ def overhead_lines(report: dict) -> list[str]:
     ]
 
 
+def gpu_lines(report: dict) -> list[str]:
+    """The steps of the campaign that there are results of."""
+    steps = report["steps"]
+    waves = steps["time-wave_network-768x512"]["results"]
+    rows = []
+    for network, order in dict.fromkeys((r["network"], r["order"]) for r in waves):
+        of_one = [r for r in waves if (r["network"], r["order"]) == (network, order)]
+        least = {
+            method: min(
+                (r for r in of_one if r["method"] == method),
+                key=lambda r: r["decode_seconds"],
+                default=None,
+            )
+            for method in ("persistent", "graph")
+        }
+        milliseconds = [
+            "" if r is None else f"{1e3 * r['decode_seconds']:.0f}" for r in least.values()
+        ]
+        best = least["persistent"]
+        rows.append(
+            [
+                f"`{network}`, {order}",
+                *milliseconds,
+                f"{best['us_per_wave']:.0f}",
+                f"{best['barrier_us']:.2f}",
+                f"{1e3 * best['order_seconds']:.1f}",
+            ]
+        )
+    header = ["768x512", "decode, one kernel, ms", "a CUDA graph a wave, ms"]
+    lines = table([*header, "us a wave", "us a barrier", "encode before rANS, ms"], rows)
+
+    trimmed = steps["time-trimmed_conv2d"]["results"]
+    backends = ("cuda", "triton", "dense")
+    rows = []
+    for layer, dtype, width in dict.fromkeys((r["layer"], r["dtype"], r["width"]) for r in trimmed):
+        times = {
+            r["backend"]: f"{1e3 * r['seconds']:.2f}"
+            for r in trimmed
+            if (r["layer"], r["dtype"], r["width"]) == (layer, dtype, width)
+        }
+        if width == 1920:
+            rows.append([f"{layer}, {dtype}", *(times[b] for b in backends)])
+    header = ["1920x1080, ms", "CUDA", "Triton", "dense (cuDNN; float64 for int8)"]
+    lines += ["", *table(header, rows)]
+
+    quantized = steps["time-quantized_conv2d"]["results"]
+    names = ("mma", "dp4a", "triton", "cuDNN float16", "cuDNN bfloat16", "_int_mm")
+    rows = []
+    for layer, types in dict.fromkeys((r["layer"], r["types"]) for r in quantized["results"]):
+        of_one = {
+            r["implementation"]: r
+            for r in quantized["results"]
+            if (r["layer"], r["types"], r["picture"]) == (layer, types, "3840x2160")
+        }
+        times = [f"{of_one[name]['ms']:.3f}" if name in of_one else "" for name in names]
+        shares = [f"{100 * of_one['mma'][s]:.0f} %" for s in ("share_of_peak", "share_of_copy")]
+        rows.append([f"{layer}, {types}", *times, *shares])
+    header = ["3840x2160, ms", *names, "mma, of peak", "of copy"]
+    return [*lines, "", *table(header, rows)]
+
+
 def replace_between(path: Path, begin: str, end: str, lines: list[str]) -> None:
     text = path.read_text()
     start, stop = text.index(begin), text.index(end)
@@ -302,6 +366,10 @@ def main() -> None:
         MEASURED,
         END_OF_MEASURED,
         [*roofline_lines(roofline), *overhead_lines(overhead)],
+    )
+    gpu = json.loads((RESULTS / "nvidia-h200.json").read_text())
+    replace_between(
+        ROOT / "docs" / "performance.md", ON_A_GPU, END_OF_ON_A_GPU, gpu_lines(gpu)
     )
     summary = json.loads((RESULTS / "kodak.json").read_text())
     times = json.loads((RESULTS / "photo.json").read_text())

@@ -19,12 +19,11 @@ namespace pycodec::cuda {
 
 #ifdef __CUDACC__
 #define PYCODEC_UNROLL _Pragma("unroll")
+#define PYCODEC_UNROLL_4 _Pragma("unroll 4")
 #else
 #define PYCODEC_UNROLL
+#define PYCODEC_UNROLL_4
 #endif
-
-// Loads of activations that a thread has under way.
-constexpr int kWaveAhead = 10;
 
 template <class T>
 PYCODEC_HOST_DEVICE T load_shared(const T* p) {
@@ -66,11 +65,6 @@ PYCODEC_HOST_DEVICE inline WavePlace wave_place(const WaveDecodeArguments& a, st
           static_cast<std::int64_t>(place & kMask)};
 }
 
-// What makes an output of an accumulator.
-struct WaveFinish {
-  std::int32_t bias, multiplier, negative_multiplier, residual;
-};
-
 // Sums of the products of words slice, slice + 8, ... that a group sees from a pixel, for eight
 // output channels.
 PYCODEC_HOST_DEVICE inline void wave_accumulate(const std::int8_t* pixel,
@@ -79,27 +73,15 @@ PYCODEC_HOST_DEVICE inline void wave_accumulate(const std::int8_t* pixel,
                                                 std::int32_t (&acc)[kWaveChannels]) {
   PYCODEC_UNROLL
   for (int j = 0; j < kWaveChannels; ++j) acc[j] = 0;
-  // Activations come from the second-level cache: many loads are under way before one is needed.
-  for (int first = slice; first < words; first += kWaveAhead * kWaveChannels) {
-    std::uint32_t x[kWaveAhead];
+  PYCODEC_UNROLL_4
+  for (int word = slice; word < words; word += kWaveChannels) {
+    const std::uint32_t x = load_shared(
+        reinterpret_cast<const std::uint32_t*>(pixel + rans::load_constant(offsets + word)));
     PYCODEC_UNROLL
-    for (int i = 0; i < kWaveAhead; ++i) {
-      const int word = first + i * kWaveChannels;
-      x[i] = word < words ? load_shared(reinterpret_cast<const std::uint32_t*>(
-                                pixel + rans::load_constant(offsets + word)))
-                          : 0;
-    }
-    PYCODEC_UNROLL
-    for (int i = 0; i < kWaveAhead; ++i) {
-      const int word = first + i * kWaveChannels;
-      if (word >= words) break;
+    for (int half = 0; half < 2; ++half) {
+      const WaveWeights four = rans::load_constant_16(weights + 2 * word + half);
       PYCODEC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const WaveWeights four = rans::load_constant_16(weights + 2 * word + half);
-        PYCODEC_UNROLL
-        for (int j = 0; j < 4; ++j)
-          acc[4 * half + j] = dot4(x[i], four.words[j], acc[4 * half + j]);
-      }
+      for (int j = 0; j < 4; ++j) acc[4 * half + j] = dot4(x, four.words[j], acc[4 * half + j]);
     }
   }
 }
@@ -121,7 +103,6 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
 
   typename Warp::template PerThread<std::int32_t[kWaveChannels]> acc;
   typename Warp::template PerThread<std::int64_t> pixel;
-  typename Warp::template PerThread<WaveFinish> finish;  // loaded early, needed late
   Warp::each([&](unsigned t) {
     const std::int64_t n = first + t / kWaveChannels;
     // Threads without a position do the same work as the first one, so that all stay together.
@@ -130,16 +111,6 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
     const bool sees = layer.active == nullptr ||
                       rans::load_constant(layer.active + p.row % a.phase_height * a.phase_width +
                                           p.column % a.phase_width) != 0;
-    const std::int64_t in_group = std::int64_t{chunk} * kWaveChannels + t % kWaveChannels;
-    if (in_group < layer.out_width) {
-      const std::int64_t channel = group * layer.out_width + in_group;
-      finish[t] = {rans::load_constant(layer.bias + channel),
-                   rans::load_constant(layer.multiplier + channel),
-                   rans::load_constant(layer.negative_multiplier + channel),
-                   layer.residual == nullptr
-                       ? 0
-                       : load_shared(layer.residual + pixel[t] * layer.residual_bytes + channel)};
-    }
     wave_accumulate(layer.input + pixel[t] * layer.input_bytes, offsets, weights, sees ? words : 0,
                     static_cast<int>(t % kWaveChannels), acc[t]);
   });
@@ -169,8 +140,13 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
     const Requantization q = {static_cast<std::int32_t>(layer.residual_multiplier),
                               static_cast<int>(layer.shift), static_cast<std::int32_t>(layer.lower),
                               static_cast<std::int32_t>(layer.upper)};
-    const std::int32_t value = requantize(q, add(acc[t][0], finish[t].bias), finish[t].multiplier,
-                                          finish[t].negative_multiplier, finish[t].residual);
+    const std::int32_t value =
+        requantize(q, add(acc[t][0], rans::load_constant(layer.bias + channel)),
+                   rans::load_constant(layer.multiplier + channel),
+                   rans::load_constant(layer.negative_multiplier + channel),
+                   layer.residual == nullptr
+                       ? 0
+                       : load_shared(layer.residual + pixel[t] * layer.residual_bytes + channel));
     if (layer.output != nullptr) {
       layer.output[pixel[t] * layer.output_bytes + channel] = static_cast<std::int8_t>(value);
     } else {

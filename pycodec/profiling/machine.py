@@ -16,6 +16,7 @@ from pycodec import __version__, _cpu
 
 _COPY_BYTES = 1 << 26  # far beyond the caches that a core has for itself
 _MATRIX = 1024
+_GPU_COPY_BYTES, _GPU_MATRIX = 1 << 30, 8192  # smaller ones leave a large GPU idle
 
 
 def processor_name() -> str:
@@ -96,29 +97,31 @@ def measure_ceilings(
     try:
         with torch.inference_mode():
             gop_s = {
-                name: 2e-9 * _MATRIX**3 / _matrix_seconds(device, dtype)
+                name: _matrix_gop_s(device, dtype)
                 for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
             }
             if device.type == "cuda":
-                gop_s["int8"] = 2e-9 * _MATRIX**3 / _matrix_seconds(device, torch.int8)
+                gop_s["int8"] = _matrix_gop_s(device, torch.int8)
             else:
                 for name in ("float32", "int8", "int8 tiles", "int16"):
                     peak = _cpu.arithmetic_peak(name, threads)
                     if peak is not None:
                         gop_s[name] = max(gop_s.get(name, 0.0), 2e-9 * peak)
-            source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device)
+            copied = _GPU_COPY_BYTES if device.type == "cuda" else _COPY_BYTES
+            source = torch.ones(copied, dtype=torch.uint8, device=device)
             target = torch.empty_like(source)
             seconds = _best_seconds(lambda: target.copy_(source), device)
     finally:
         torch.set_num_threads(before)
-    return Ceilings(2e-9 * _COPY_BYTES / seconds, gop_s, threads)
+    return Ceilings(2e-9 * copied / seconds, gop_s, threads)
 
 
-def _matrix_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    a = torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device)
-    if dtype == torch.int8:
-        return _best_seconds(lambda: torch._int_mm(a, a), device)
-    return _best_seconds(lambda: a @ a, device)
+def _matrix_gop_s(device: torch.device, dtype: torch.dtype) -> float:
+    side = _GPU_MATRIX if device.type == "cuda" else _MATRIX
+    a = torch.randint(-100, 101, (side, side), dtype=torch.int8, device=device).to(dtype)
+    product = torch._int_mm if dtype == torch.int8 else torch.matmul
+    # The second one by columns, as the fastest int8 products want it.
+    return 2e-9 * side**3 / _best_seconds(lambda: product(a, a.t()), device)
 
 
 def _best_seconds(run: Callable[[], object], device: torch.device) -> float:
