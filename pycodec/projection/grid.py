@@ -204,6 +204,10 @@ class GridBatch:
         result._places = dict(self._places)
         return result
 
+    def tensors(self) -> list[Tensor]:
+        """All that padding reads, for batches of one shape to be copied into one another."""
+        return [self._widths, self._indices, self._weights]
+
     def own(self, x: Tensor) -> Tensor:
         """Ones where ``x [T, C, s, s * columns]`` has meaning, else zeros: [T, 1, 1, ...]."""
         own = torch.arange(x.shape[3], device=x.device) < x.shape[2] * self._widths[:, None]

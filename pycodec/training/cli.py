@@ -10,7 +10,7 @@ from pycodec.errors import InputError
 from pycodec.ops.backends import BACKENDS
 from pycodec.projection.grid import TABLES
 from pycodec.training.options import add_options
-from pycodec.training.sphere import SphereTrainer
+from pycodec.training.sphere import PARTS, SphereTrainer
 from pycodec.training.train import Trainer, TrainingOptions
 
 _HELP = {
@@ -31,7 +31,7 @@ _HELP = {
     "workers": "processes that cut crops, for a GPU; 0: a thread",
 }
 
-_SPHERE = ("photos", "rate_only", "tilt", "padding")
+_SPHERE = ("photos", "rate_only", "tilt", "padding", "freeze")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tilted (default: %(default)s)",
     )
     parser.add_argument(
+        "--freeze",
+        nargs="+",
+        default=(),
+        choices=PARTS,
+        help="with --projection erp: parts of the network that stay as they are",
+    )
+    parser.add_argument(
         "--padding",
         choices=(TABLES, *BACKENDS),
         help="with --projection erp: what pads the tiles; default: native on the CPU, else tables",
@@ -114,9 +121,12 @@ def run(args: argparse.Namespace) -> int:
             panorama_share=args.panorama_share,
             tilt=args.tilt,
             padding=args.padding,
+            freeze=args.freeze,
         )
     elif any(getattr(args, name) for name in _SPHERE) or args.refit is not None:
-        raise InputError("--photos, --rate-only, --tilt, --padding, --refit need --projection erp")
+        raise InputError(
+            "--photos, --rate-only, --tilt, --padding, --freeze, --refit need --projection erp"
+        )
     else:
         trainer = Trainer(args.folder, args.out, options, start=args.start)
     if args.refit is not None and not args.export_only:

@@ -128,6 +128,11 @@ class PieceBatch:
             torch.tensor([i for i, p in enumerate(pieces) for _ in p.qualities]),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        own = [self.x, self.quality_codes, self.qualities, self.areas, self.piece]
+        return own + self.grid.tensors()
+
     def to(self, device: torch.device | str) -> PieceBatch:
         """The same on a device, in float32."""
         moved = {

@@ -339,6 +339,45 @@ def test_devices_and_backends_that_are_missing(folders, make_trainer, start, tmp
         SphereTrainer(folders[0], tmp_path, options, start, SMALL, padding="nonsense")
 
 
+def test_frozen_parts_stay(folders, start, tmp_path):
+    trainer = SphereTrainer(
+        folders[0],
+        tmp_path,
+        TrainingOptions(**OPTIONS),
+        start,
+        SMALL,
+        photos=folders[1],
+        freeze=["hyper_analysis", "synthesis"],
+    )
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.train_step()
+    trainer.batches.close()
+    changed = {
+        name.split(".")[0]
+        for name, tensor in trainer.network.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert changed == {"analysis", "entropy_model"}
+    with pytest.raises(InputError, match="no part 'roof'"):
+        SphereTrainer(
+            folders[0], tmp_path / "b", TrainingOptions(**OPTIONS), start, SMALL, freeze=["roof"]
+        )
+
+
+def test_batches_of_one_shape_are_copied_into_one_another(folders, make_trainer):
+    """What a captured pass does with them: all that the loss depends on is in their tensors."""
+    trainer = make_trainer()
+    trainer.network.eval()
+    pieces = sampler(folders, seed=8)
+    batches = [PieceBatch.of(pieces.batch(2)) for _ in range(2)]
+    with torch.no_grad():
+        expected = trainer._loss(batches[1])[0]
+        assert trainer._loss(batches[0])[0] != expected
+        for own, other in zip(*(batch.tensors() for batch in batches), strict=True):
+            own.copy_(other)
+        assert trainer._loss(batches[0])[0] == expected
+
+
 def test_refitted_heads_save_bits(make_trainer):
     """Of an untrained network, whose scales are far off, and nothing else changes."""
     trainer = make_trainer(rate_only=True)

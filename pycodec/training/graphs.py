@@ -1,0 +1,62 @@
+"""The pass of a training step as a CUDA graph.
+
+A step on the pieces of a batch queues some 1500 small kernels, which takes a processor several
+times as long as the GPU needs for them. A graph queues them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pycodec.training.pieces import PieceBatch
+
+Pass = Callable[[PieceBatch], tuple[Tensor, dict[str, Tensor]]]
+"""Of a batch the loss, and what is logged."""
+
+_WARM_UP = 3
+
+
+class CapturedPass:
+    """A forward and backward pass that is captured once, and replayed on other batches.
+
+    Random numbers are drawn anew in each replay. All else that is not in the batch or the weights
+    stays as it was: the mode of the network, its arithmetic, what is trained.
+
+    Args:
+        run: the forward pass.
+        network: whose gradients are computed; it has none at first, and may lose them in between.
+        batch: on the GPU; it is kept, and other batches are copied into it.
+    """
+
+    def __init__(self, run: Pass, network: nn.Module, batch: PieceBatch) -> None:
+        self._batch = batch
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):  # libraries allocate what they need before the capture
+            for _ in range(_WARM_UP):
+                run(batch)[0].backward()
+                network.zero_grad(set_to_none=True)
+        current.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads, of data loaders say, may go on with what they do.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            loss, self._values = run(batch)
+            loss.backward()
+        self._gradients = [(p, p.grad) for p in network.parameters() if p.grad is not None]
+
+    def fits(self, batch: PieceBatch) -> bool:
+        """Whether the batch has the shape of the one that was captured."""
+        own, other = self._batch.tensors(), batch.tensors()
+        return [t.shape for t in own] == [t.shape for t in other]
+
+    def __call__(self, batch: PieceBatch) -> dict[str, Tensor]:
+        """Set the network's gradients; returns what is logged, valid until the next call."""
+        for own, other in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(other)
+        self._graph.replay()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        return self._values
