@@ -436,8 +436,8 @@ def main() -> None:
         "",
         *compressai_lines(compressai),
         "",
-        "Both on the same weights, trained for some minutes on a GPU (`train_compressai.py` beside it),",
-        "real streams:",
+        "Both on the same weights, trained for two minutes on a GPU (`train_compressai.py` beside",
+        "it), real streams:",
         "",
         *compressai_rate_lines(compressai),
     ]
