@@ -126,8 +126,8 @@ def test_narrow_tiles_are_chosen_where_nothing_is_lost():
     rows[:64] = rows[:64, :1]  # the same all around
     tiles = sphere._to_float(rows)
     low, high = (sphere.choose_widths(tiles, q) for q in (500, 9500))
-    assert low[0] == high[0] == 1
-    assert 1 < low[1] <= high[1] <= 8
+    assert low[0] == high[0] == 2  # the narrowest even width
+    assert 2 < low[1] <= high[1] <= 8
 
 
 def test_weights_are_cosines_and_qualities_follow():
