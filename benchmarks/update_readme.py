@@ -294,6 +294,28 @@ def overhead_lines(report: dict) -> list[str]:
     ]
 
 
+def ladder_lines(report: dict) -> list[str]:
+    """Of ``run_all.py``: the photo codec by resolution."""
+    results = report["steps"]["bench"]["results"]["results"]
+    rows = []
+    for size in dict.fromkeys(r["size"] for r in results):
+        of_one = {r["direction"]: r for r in results if r["size"] == size}
+        cells = []
+        for direction in CALLS:
+            r = of_one[direction]
+            cells += [f"{r['ms_median']:.0f} ({r['ms_p95']:.0f})", f"{r['fps']:.2f}"]
+        peak = max(r["peak_memory_mib"] for r in of_one.values())
+        rows.append([size, *cells, f"{peak:.0f}"])
+    machine = report["machine"]
+    return [
+        "",
+        f"`pycodec bench`, a made picture at quality 50, {machine['cores']} cores of "
+        f"{machine['processor']} ({machine['simd_level']}):",
+        "",
+        *table(["", "encode, ms (p95)", "fps", "decode, ms (p95)", "fps", "peak MiB"], rows),
+    ]
+
+
 def gpu_lines(report: dict) -> list[str]:
     """The steps of the campaign that there are results of."""
     steps = report["steps"]
@@ -364,11 +386,12 @@ def replace_between(path: Path, begin: str, end: str, lines: list[str]) -> None:
 def main() -> None:
     roofline = json.loads((RESULTS / "roofline.json").read_text())
     overhead = json.loads((RESULTS / "profiler_overhead.json").read_text())
+    machine = json.loads((RESULTS / "intel-r-xeon-r-processor-2-cores.json").read_text())
     replace_between(
         ROOT / "docs" / "performance.md",
         MEASURED,
         END_OF_MEASURED,
-        [*roofline_lines(roofline), *overhead_lines(overhead)],
+        [*roofline_lines(roofline), *overhead_lines(overhead), *ladder_lines(machine)],
     )
     gpu = json.loads((RESULTS / "nvidia-h200.json").read_text())
     replace_between(ROOT / "docs" / "performance.md", ON_A_GPU, END_OF_ON_A_GPU, gpu_lines(gpu))
