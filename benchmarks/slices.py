@@ -168,8 +168,9 @@ class Slices:
             if outcome.status == "ok" and "{json}" in outcome.command:
                 entry["results"] = json.loads(results.read_text())
             elif outcome.status != "left out":  # of one that failed, how far it got
-                log = self.folder / f"{name}.log"
-                entry["output"] = log.read_text(errors="replace").splitlines()
+                log = (self.folder / f"{name}.log").read_text(errors="replace")
+                # Where this checkout lies is nobody's business.
+                entry["output"] = log.replace(f"{ROOT}/", "").splitlines()
             steps[name] = entry
         return {"machine": machine, "complete": len(steps) == len(self.steps), "steps": steps}
 

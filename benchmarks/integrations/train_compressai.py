@@ -343,7 +343,7 @@ def rounded_states(folder: Path) -> Iterator[tuple[str, dict[str, Tensor], int]]
 def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("/tmp/train"), help="folder of pictures")
+    parser.add_argument("--data", type=Path, help="folder of pictures, which training needs")
     parser.add_argument("--seconds", type=float, default=150.0, help="of the whole run")
     parser.add_argument("--out", type=Path, help="folder; two files are written")
     parser.add_argument("--resume", type=Path, help="go on from such a folder, or one of its files")
@@ -363,6 +363,8 @@ def main() -> None:
             checkpoint = {"step": steps, "state_dict": model.state_dict()}
             torch.save(checkpoint, arguments.unpack / f"{architecture}.pth.tar")
         return
+    if arguments.data is None or arguments.out is None:
+        parser.error("training needs --data and --out")
 
     device = torch.device(arguments.device)
     torch.manual_seed(0)

@@ -73,6 +73,35 @@ def time_side_by_side(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+GRAPH_CALLS = 10
+
+
+def graph_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Of one call on the GPU: the median over replays of a CUDA graph of several, between events.
+
+    What Python takes to queue it, longer than most kernels, is not in it.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, chooses algorithms, allocates
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH_CALLS):
+            call()
+    times = []
+    for _ in range(1 + repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times[1:]) / GRAPH_CALLS
+
+
 @dataclass(frozen=True)
 class Row:
     """One implementation of one layer."""

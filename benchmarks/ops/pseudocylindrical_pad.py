@@ -22,13 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import keep_memory, time_side_by_side
+from measure import graph_seconds, keep_memory, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,9 +36,6 @@ from pycodec.ops import pseudocylindrical_pad
 from pycodec.ops.backends import cuda_kernels
 from pycodec.ops.pseudocylindrical_pad import read_positions
 from pycodec.projection.widths import TileWidths
-
-CALLS = 5  # in a CUDA graph
-WARM_UP = 2  # runs that do not count
 
 LAYERS = (
     # channels, rows of a tile, width, padding, dtype, channels last
@@ -168,33 +164,6 @@ def check(runs: dict[str, Callable[[], Tensor]]) -> Tensor:
     return next(iter(runs.values()))()
 
 
-def gpu_medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median time of a call in a CUDA graph of several, between events: what Python takes to queue
-    it, longer than most of these kernels, is not in it."""
-    graphs = {}
-    for name, run in runs.items():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is made at the first call cannot be captured
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for _ in range(CALLS):
-                run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(WARM_UP + rounds):
-        for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3 / CALLS)
-    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
@@ -229,7 +198,7 @@ def main() -> None:
                 other = torch.empty_like(out)
                 runs = {"copy": lambda a=out, b=other: b.copy_(a), **runs}
                 if on_gpu:
-                    medians = gpu_medians(runs, options.rounds)
+                    medians = {n: graph_seconds(run, options.rounds) for n, run in runs.items()}
                 else:
                     medians = time_side_by_side(runs, options.rounds, options.seconds)
             moved = out.nbytes + x.nbytes * sum(widths) // (len(widths) * width)

@@ -25,19 +25,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from measure import graph_seconds
 from torch.nn import functional as F
 
 from pycodec.ops.backends import optional_module
 from pycodec.ops.quantized_conv2d import QuantizedConv2d, pack_int4
 from pycodec.profiling.machine import describe_machine
 
-CALLS = 10  # in a graph
 TRITON = optional_module("pycodec.triton_kernels.quantized_conv2d")
 PEAK_SIDE = 8192
 COPY_BYTES = 1 << 29
@@ -92,29 +91,6 @@ class Result:
     tera_operations_s: float
     share_of_peak: float | None
     share_of_copy: float | None
-
-
-def graph_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Of one call: the median over replays of a graph of CALLS."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, chooses algorithms, allocates
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    times = []
-    for _ in range(1 + repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times[1:]) / CALLS
 
 
 def ceilings() -> tuple[float, float]:

@@ -79,7 +79,7 @@ PYCODEC_HOST_DEVICE inline void wave_accumulate(const std::int8_t* pixel,
         reinterpret_cast<const std::uint32_t*>(pixel + rans::load_constant(offsets + word)));
     PYCODEC_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const WaveWeights four = rans::load_constant_16(weights + 2 * word + half);
+      const WaveWeights four = rans::load_constant_struct(weights + 2 * word + half);
       PYCODEC_UNROLL
       for (int j = 0; j < 4; ++j) acc[4 * half + j] = dot4(x, four.words[j], acc[4 * half + j]);
     }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "rans/kernels.hpp"
 #include "rans/rans.hpp"
@@ -73,26 +74,13 @@ PYCODEC_HOST_DEVICE T load_constant(const T* p) {
 #endif
 }
 
-// The same for a struct of 16 bytes, in one access.
+// The same for a struct of 8 or 16 bytes, in one access.
 template <class T>
-PYCODEC_HOST_DEVICE T load_constant_16(const T* p) {
-  static_assert(sizeof(T) == 16);
+PYCODEC_HOST_DEVICE T load_constant_struct(const T* p) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
 #ifdef __CUDA_ARCH__
-  const uint4 bits = __ldg(reinterpret_cast<const uint4*>(p));
-  T value;
-  memcpy(&value, &bits, sizeof(T));
-  return value;
-#else
-  return *p;
-#endif
-}
-
-// And of 8 bytes.
-template <class T>
-PYCODEC_HOST_DEVICE T load_constant_8(const T* p) {
-  static_assert(sizeof(T) == 8);
-#ifdef __CUDA_ARCH__
-  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(p));
+  using Bits = std::conditional_t<sizeof(T) == 16, uint4, uint2>;
+  const Bits bits = __ldg(reinterpret_cast<const Bits*>(p));
   T value;
   memcpy(&value, &bits, sizeof(T));
   return value;
@@ -158,7 +146,7 @@ PYCODEC_HOST_DEVICE inline Popped pop_symbol(const DeviceTables& tables, std::ui
   const std::uint32_t upper = x >> tables.precision;
   if (tables.ranks == nullptr) {
     const EntryPair pair =
-        load_constant_8(reinterpret_cast<const EntryPair*>(tables.decode_entries) + index);
+        load_constant_struct(reinterpret_cast<const EntryPair*>(tables.decode_entries) + index);
     const std::uint32_t rank = slot >= (pair.entries[1] & 0xffff) ? 1 : 0;
     const std::uint32_t entry = rank == 0 ? pair.entries[0] : pair.entries[1];
     const std::int32_t first = load_constant(&tables.infos[index].first_value);
@@ -176,7 +164,7 @@ PYCODEC_HOST_DEVICE inline Popped pop_symbol(const DeviceTables& tables, std::ui
     }
   }
   const std::uint32_t rank = load_constant(tables.ranks + cell);
-  const DeviceTableInfo info = load_constant_16(tables.infos + index);
+  const DeviceTableInfo info = load_constant_struct(tables.infos + index);
   const std::uint32_t entry = load_constant(tables.decode_entries + info.first_entry + rank);
   return {((entry >> 16) + 1) * upper + slot - (entry & 0xffff),
           static_cast<std::int32_t>(static_cast<std::uint32_t>(info.first_value) + rank),
@@ -246,7 +234,7 @@ PYCODEC_HOST_DEVICE inline Failure pop_escaped(const DeviceTables& tables, std::
   std::uint64_t code = 0;
   const Failure failure = pop_escape_code(x, cursor, code);
   if (failure != Failure::kNone) return failure;
-  const DeviceTableInfo info = load_constant_16(tables.infos + index);
+  const DeviceTableInfo info = load_constant_struct(tables.infos + index);
   const std::int64_t first = info.first_value;
   const auto distance = static_cast<std::int64_t>((code + 1) / 2);
   const std::int64_t value =
@@ -265,7 +253,7 @@ struct ToPush {
 PYCODEC_HOST_DEVICE inline ToPush find_entry(const DeviceTables& tables, std::uint32_t index,
                                              std::int32_t symbol) {
   if (index >= tables.num_tables) return {{}, Kind::kNoTable};
-  const DeviceTableInfo info = load_constant_16(tables.infos + index);
+  const DeviceTableInfo info = load_constant_struct(tables.infos + index);
   std::uint32_t rank =
       static_cast<std::uint32_t>(symbol) - static_cast<std::uint32_t>(info.first_value);
   Kind kind = Kind::kValue;
@@ -274,7 +262,7 @@ PYCODEC_HOST_DEVICE inline ToPush find_entry(const DeviceTables& tables, std::ui
     rank = info.num_values;
     kind = Kind::kEscape;
   }
-  return {load_constant_16(tables.encode_entries + info.first_entry + rank), kind};
+  return {load_constant_struct(tables.encode_entries + info.first_entry + rank), kind};
 }
 
 // Whether a word must leave before the push.
@@ -344,7 +332,7 @@ PYCODEC_HOST_DEVICE inline Failure push_escape_code(std::uint32_t& x, std::uint6
 PYCODEC_HOST_DEVICE inline Failure push_escaped(const DeviceTables& tables, std::uint32_t index,
                                                 std::int32_t symbol, const EncodeEntry& escape,
                                                 std::uint32_t& x, WordPile& pile) {
-  const DeviceTableInfo info = load_constant_16(tables.infos + index);
+  const DeviceTableInfo info = load_constant_struct(tables.infos + index);
   const std::int64_t first = info.first_value;
   const std::int64_t last = first + info.num_values - 1;
   const std::int64_t code = symbol > last ? 2 * (symbol - last) - 1 : 2 * (first - symbol);
