@@ -27,7 +27,12 @@ from pycodec.models.hyperprior import (
     hyperlatents,
 )
 from pycodec.models.hyperprior_network import HyperpriorNetwork
-from pycodec.models.model_folder import read_model_folder, write_model_folder
+from pycodec.models.integer_layers import use_integers
+from pycodec.models.model_folder import (
+    read_model_folder,
+    read_weights_file,
+    write_model_folder,
+)
 from pycodec.models.photo import (
     DEFAULT_TILE_LOG2,
     MAX_TILE_LOG2,
@@ -42,6 +47,8 @@ KIND = "hyperprior"
 LATENT_STRIDE = 16
 """Pixels along a latent."""
 
+PRECISIONS = ("fp32", "int8")
+
 NETWORK, ENTROPY = "network.", "entropy."
 """What the names of tensors in a model folder begin with."""
 
@@ -55,6 +62,9 @@ class HyperpriorCodec:
         fingerprint: 8 bytes that name these weights in files.
         name: of the model.
         device: of the transforms; the entropy model runs on the CPU.
+        precision: of the transforms, one of :data:`PRECISIONS`. Latents that are coded decode
+            alike in each; pixels may differ.
+        integers: for ``int8``: tensors of ``HyperpriorCalibration.export``.
 
     Raises:
         InputError: tensors are missing or do not fit the configuration.
@@ -68,8 +78,10 @@ class HyperpriorCodec:
         *,
         name: str = "hyperprior",
         device: str | torch.device | None = None,
+        precision: str = "fp32",
+        integers: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.name, self.fingerprint = name, fingerprint
+        self.name, self.fingerprint, self.precision = name, fingerprint, precision
         self.device = torch.device(device or "cpu")
         network = HyperpriorNetwork(
             config["architecture"], config["n"], config["m"], config.get("groups")
@@ -88,6 +100,8 @@ class HyperpriorCodec:
         if self.entropy_model.channels != network.m:
             raise InputError("the weights do not fit the model's configuration")
         self.halo = network.halo
+        if integers is not None:
+            use_integers(self.network, {k: v.to(self.device) for k, v in integers.items()})
 
     @property
     def _stride(self) -> int:
@@ -247,23 +261,36 @@ def save_hyperprior_model(
 
 
 def load_hyperprior_model(
-    folder: Path, *, device: str | torch.device | None = None
+    folder: Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
 ) -> HyperpriorCodec:
-    """Load a model folder.
+    """Load a model folder; ``precision`` is ``fp32`` if it is None.
 
     Raises:
         InputError: the folder holds no model, or its weights are not those that were saved.
-        UnsupportedError: it holds a model of another kind.
+        UnsupportedError: it holds a model of another kind, or no integers of this precision.
     """
     description, weights = read_model_folder(folder, KIND)
+    precision = precision or "fp32"
+    if precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"the model {folder.name} runs in {' or '.join(PRECISIONS)}, not in {precision}"
+        )
     fingerprint = hashlib.sha256(weights).digest()[:8]
     try:
+        integers = None
+        if precision == "int8":
+            integers = safetensors.torch.load(read_weights_file(folder, precision, description))
         return HyperpriorCodec(
             safetensors.torch.load(weights),
             description["config"],
             fingerprint,
             name=folder.name,
             device=device,
+            precision=precision,
+            integers=integers,
         )
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no valid model: {error}") from error

@@ -232,9 +232,18 @@ class _Bottleneck(nn.Module):
         half = channels // 2
         self.conv1, self.conv3 = _conv(channels, half, 1, 1), _conv(half, channels, 1, 1)
         self.conv2 = _conv(half, half, 3, 1)
+        self.relu1, self.relu2 = _relu(), _relu()
+
+    @property
+    def branch(self) -> list[str]:
+        """Names of what runs one after the other."""
+        return ["conv1", "relu1", "conv2", "relu2", "conv3"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))) + x
+        out = x
+        for name in self.branch:
+            out = self.get_submodule(name)(out)
+        return out + x
 
 
 class _Attention(nn.Module):

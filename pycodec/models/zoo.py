@@ -25,12 +25,12 @@ def model_names() -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
     kind = read_description(folder).get("kind")
-    if precision is not None and kind != photo.KIND:
-        raise InputError(f"the model {folder.name} is no photo model: it knows no precision")
     if kind == lossless.KIND:
+        if precision is not None:
+            raise InputError(f"the model {folder.name} is lossless: it has no precisions")
         return lossless.load_lossless_model(folder, device=device)
     if kind == hyperprior_codec.KIND:
-        return hyperprior_codec.load_hyperprior_model(folder, device=device)
+        return hyperprior_codec.load_hyperprior_model(folder, device=device, precision=precision)
     return photo.load_photo_model(folder, device=device, precision=precision)
 
 
@@ -58,7 +58,8 @@ def load_model(
         name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` or
             ``pycodec convert-compressai`` wrote.
         device: of the transforms, such as ``"cpu"`` or ``"cuda"``.
-        precision: of the photo codec's transforms, one of ``pycodec.models.photo.PRECISIONS``.
+        precision: of the transforms: of a photo model one of ``pycodec.models.photo.PRECISIONS``,
+            of a converted one ``fp32`` or ``int8``.
 
     Raises:
         InputError: there is no such model, or the device cannot be used.

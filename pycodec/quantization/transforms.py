@@ -192,26 +192,62 @@ def layer_weight(step: Convolve, conv: nn.Conv2d) -> Tensor:
 def _export_layer(
     step: Convolve, conv: nn.Conv2d, plan: LayerPlan, out_scale: Tensor, signed: bool
 ) -> dict[str, Tensor]:
-    name = step.layer
     bias = (conv.bias if plan.bias is None else plan.bias).double()
-    weight, scale = fold_weight(layer_weight(step, conv), plan, bias)
+    zero = plan.input.zero_point.double()
+    if step.layer == "stem":
+        zero = torch.full_like(zero, PIXEL_ZERO)
+    if step.to == "pixels":
+        bias = bias + 0.5
+    weight = layer_weight(step, conv)
+    made = export_layer(
+        step.layer, weight, bias, plan, out_scale, signed=signed, upscale=step.upscale, zero=zero
+    )
+    if step.layer != "stem" and bool(plan.input.zero_point.any()):
+        made[f"{step.layer}.zero_point"] = plan.input.zero_point.to(torch.int16)
+    return made
+
+
+def export_layer(
+    name: str,
+    weight: Tensor,
+    bias: Tensor,
+    plan: LayerPlan,
+    out_scale: Tensor,
+    *,
+    signed: bool,
+    upscale: int = 1,
+    zero: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Integers of a convolution: weight, bias, multiplier and shift, after its name and a dot.
+
+    Args:
+        name: of the layer.
+        weight: float [Cout, Cin, k, k].
+        bias: float64 [Cout].
+        plan: of the layer; its bias is not looked at.
+        out_scale: what a unit of the result stands for, of all or [Cout / upscale**2].
+        signed: whether inputs may be negative.
+        upscale: outputs (c, dy, dx) become (dy, dx, c).
+        zero: input that stands for 0, [Cin]; None for 0.
+
+    Raises:
+        CodecError: an accumulator could overflow, or scales are too far apart for integers.
+    """
+    weight, scale = fold_weight(weight, plan, bias)
     top = 2 ** (plan.weight_bits - 1) - 1
     integers = (weight / scale).round() if plan.rounded is None else plan.rounded.double()
     integers = integers.clamp(-top, top)
     scale = scale.flatten()
-    zero = plan.input.zero_point.double()
-    if name == "stem":
-        zero = torch.full_like(zero, PIXEL_ZERO)
-    if step.to == "pixels":
-        bias = bias + 0.5
-    bias = bias / scale - (integers.sum((2, 3)) * zero).sum(1)
+    bias = bias / scale
+    if zero is not None:
+        bias = bias - (integers.sum((2, 3)) * zero).sum(1)
     if float(bias.abs().max()) >= 2**31:
         raise CodecError(f"layer {name}: a bias exceeds int32; a channel's weights have vanished")
-    out_scale = out_scale.double().expand(len(scale) // step.upscale**2)
-    out_scale = out_scale.repeat_interleave(step.upscale**2)
+    out_scale = out_scale.double().expand(len(scale) // upscale**2)
+    out_scale = out_scale.repeat_interleave(upscale**2)
     multiplier, shift = fixed_multiplier(scale / out_scale)
-    if step.upscale > 1:
-        order = patch_order(len(scale), step.upscale)
+    if upscale > 1:
+        order = patch_order(len(scale), upscale)
         integers, bias, multiplier = integers[order], bias[order], multiplier[order]
     bias = bias.round().to(torch.int32)
     dtype = torch.int16 if plan.weight_bits > NARROW_BITS else torch.int8
@@ -219,15 +255,12 @@ def _export_layer(
     least, most = accumulator_bound(packed, bias, *input_range(plan.input.bits, signed))
     if least < -(2**31) or most >= 2**31:
         raise CodecError(f"layer {name} could overflow int32 ({least} to {most})")
-    made = {
+    return {
         **_stored_weight(name, packed, plan.weight_bits),
         f"{name}.bias": bias.contiguous(),
         f"{name}.multiplier": multiplier.contiguous(),
         f"{name}.shift": torch.tensor(shift, dtype=torch.int32),
     }
-    if name != "stem" and bool(plan.input.zero_point.any()):
-        made[f"{name}.zero_point"] = plan.input.zero_point.to(torch.int16)
-    return made
 
 
 def _stored_weight(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
