@@ -19,13 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pycodec.errors import InputError
+from pycodec.models.hyperprior_network import GDN
 from pycodec.models.integer_transforms import NARROW_BITS, unpack_int12
+from pycodec.models.photo import branch_dtype
 from pycodec.ops.quantize import dequantize, quantize
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
 from pycodec.quantization.int16 import FloatLayer, float_layers
 
 PIXEL_CHANNELS = 3
 """Inputs of so many channels are pixels: uint8 / 255."""
+GDN_PIXELS = 1024
+"""That a GDN works on at a time."""
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -107,6 +112,29 @@ def _in_order(module: nn.Module, name: str) -> Iterator[str | None]:
                 yield from (*_in_order(child, prefix + key), None)
 
 
+class ChunkedGDN(nn.Module):
+    """A GDN, some thousand pixels at a time, which stay in the cache; overwrites its input.
+
+    Args:
+        gdn: whose numbers it takes.
+        dtype: of the squares and their weights; sums are of 32 bits.
+    """
+
+    def __init__(self, gdn: GDN, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inverse = gdn.inverse
+        self.register_buffer("gamma", gdn.gamma_reparam(gdn.gamma).T.contiguous().to(dtype))
+        self.register_buffer("beta", gdn.beta_reparam(gdn.beta).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1).contiguous()
+        for part in x.flatten(0, 2).split(GDN_PIXELS):
+            squares = part.square().to(self.gamma.dtype)
+            norm = torch.addmm(self.beta, squares, self.gamma).float()
+            part.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+        return x.permute(0, 3, 1, 2)
+
+
 def use_integers(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Replace all convolutions of a network by those of ``tensors``, on their device.
 
@@ -126,6 +154,10 @@ def use_integers(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         network.set_submodule(first, integer_run)
         for name in others:
             network.set_submodule(name, nn.Identity())
+    for name, module in list(network.named_modules()):
+        if isinstance(module, GDN):
+            dtype = branch_dtype(module.gamma.device)
+            network.set_submodule(name, ChunkedGDN(module, dtype))
 
 
 class IntegerRun(nn.Module):

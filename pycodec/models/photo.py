@@ -142,7 +142,7 @@ class PhotoCodec:
         self.config = config
         self.device = torch.device(device or "cpu")
         self.precision = check_precision(precision)
-        self.dtype = FLOAT_DTYPES.get(precision, _branch_dtype(self.device))
+        self.dtype = FLOAT_DTYPES.get(precision, branch_dtype(self.device))
         latents = config.latent_channels
         self.analysis = self._transform(Analysis(config.widths, latents), tensors, "analysis.")
         self.hyper_analysis = self._transform(
@@ -176,7 +176,7 @@ class PhotoCodec:
             raise InputError("the weights do not fit the model's configuration") from error
         module = module.eval().requires_grad_(False)
         module = module.to(self.device, memory_format=torch.channels_last)
-        set_branch_dtype(module, self.dtype, cast_weights=True)
+        setbranch_dtype(module, self.dtype, cast_weights=True)
         return module
 
     def compress(
@@ -438,7 +438,7 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _branch_dtype(device: torch.device) -> torch.dtype:
+def branch_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is computed natively: elsewhere it is slower than float32."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
