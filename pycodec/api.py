@@ -14,6 +14,7 @@ from pycodec.coding.alpha import decode_alpha, encode_alpha
 from pycodec.coding.container import Codec, Container, Header, pack, peek, unpack
 from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.images import Picture, from_any
+from pycodec.models.hyperprior_codec import KIND as HYPERPRIOR
 from pycodec.models.hyperprior_codec import HyperpriorCodec
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.photo import DEFAULT_TILE_LOG2, INTEGER_PRECISIONS, PhotoCodec
@@ -25,6 +26,7 @@ from pycodec.models.zoo import (
     DEFAULT_SPHERE_MODEL,
     find_model,
     load_model,
+    model_kind,
 )
 from pycodec.projection.metadata import PROJECTIONS, is_equirectangular
 from pycodec.projection.viewport import Viewport
@@ -108,7 +110,8 @@ def encode(
             :meth:`pycodec.projection.widths.TileWidths.load`, or a ``TileWidths``; None for those
             that suit the picture and the quality.
         precision: of the transforms: ``fp32``, ``bf16`` (in residual branches), ``int8`` or
-            ``mixed``; None for the faster of the first two. Every file decodes in each.
+            ``mixed``; None for the faster of the first two. Every file decodes in each. Converted
+            models have ``fp32`` and ``int8``, None is ``fp32``.
         exact_pixels: analyse in integers, and tell decoders to synthesize in integers: all get the
             same pixels. ``precision`` is ``int8`` unless ``mixed`` is asked for.
 
@@ -201,7 +204,7 @@ def encode_picture(
             for 1024. Of a sphere: rows of a band, 64 to 4096; None for 512.
         code_length: compute ``EncodeStats.code_length_bits``, which takes a few milliseconds.
     """
-    precision = _exact_precision(precision, exact_pixels)
+    precision = _exact_precision(model, precision, exact_pixels)
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
@@ -299,7 +302,7 @@ def decode_picture(
         precision = precision or asked
         if precision == asked and widths:
             options["widths"] = widths
-    precision = _exact_precision(precision, exact_pixels)
+    precision = _exact_precision(model, precision, exact_pixels)
     codec = _decoding_model(header, model, device, precision)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")
@@ -378,12 +381,24 @@ def _mean_of_channels(pixels: np.ndarray) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def _exact_precision(precision: str | None, exact_pixels: bool) -> str | None:
+def _exact_precision(model: Model | None, precision: str | None, exact_pixels: bool) -> str | None:
+    if exact_pixels and _is_converted(model):
+        raise InputError(
+            f"the model {getattr(model, 'name', model)} has layers in floating point in every "
+            "precision (GDN, attention): its pixels may differ from machine to machine in the "
+            "last bit and cannot be exact"
+        )
     if not exact_pixels or precision in INTEGER_PRECISIONS:
         return precision
     if precision is not None:
         raise InputError(f"exact pixels need integers, not {precision}: leave the precision out")
     return INTEGER_PRECISIONS[0]
+
+
+def _is_converted(model: Model | None) -> bool:
+    if model is None or isinstance(model, CODECS):
+        return isinstance(model, HyperpriorCodec)
+    return model_kind(model) == HYPERPRIOR
 
 
 def _pack_precision(precision: str, widths: bytes) -> bytes:

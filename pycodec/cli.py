@@ -318,6 +318,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="name or path of the model")
     _add_run_options(parser)
+    _add_precision(parser)
     parser.set_defaults(run=_eval)
 
 
@@ -344,13 +345,16 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_precision(parser: argparse.ArgumentParser, exact: str) -> None:
+def _add_precision(parser: argparse.ArgumentParser, exact: str | None = None) -> None:
+    """With ``exact``, what ``--exact-pixels`` does."""
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16", "int8", "mixed"),
-        help="what the transforms compute in (default: the faster of fp32 and bf16)",
+        help="what the transforms compute in (default: the faster of fp32 and bf16; of converted "
+        "models, which have fp32 and int8, the first)",
     )
-    parser.add_argument("--exact-pixels", action="store_true", help=exact)
+    if exact is not None:
+        parser.add_argument("--exact-pixels", action="store_true", help=exact)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -834,7 +838,12 @@ def _eval(args: argparse.Namespace) -> int:
     metrics = evaluate.metrics_for(args.projection, not args.no_ms_ssim)
     names = evaluate.anchor_names(args.projection) if args.anchors is None else args.anchors
     qualities = args.qualities or evaluate.DEFAULT_QUALITIES
-    options = {"model": args.model, "device": args.device, "threads": args.threads}
+    options = {
+        "model": args.model,
+        "device": args.device,
+        "threads": args.threads,
+        "precision": args.precision,
+    }
     codecs = [evaluate.pycodec_under_test(qualities, projection=args.projection, **options)]
     if args.reuse:
         reused = _reused_anchors(args.reuse, names, paths, metrics[0].name)

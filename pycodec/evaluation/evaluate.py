@@ -86,6 +86,7 @@ def pycodec_under_test(
     model: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
     projection: str = "none",
     name: str = "pycodec",
 ) -> TestedCodec:
@@ -99,11 +100,14 @@ def pycodec_under_test(
             model=model,
             device=device,
             threads=threads,
+            precision=precision,
             projection=projection,
         )[0]
 
     def decode(data: bytes) -> np.ndarray:
-        return api.decode_picture(data, model=model, device=device, threads=threads)[0].pixels
+        return api.decode_picture(
+            data, model=model, device=device, threads=threads, precision=precision
+        )[0].pixels
 
     return TestedCodec(name, tuple(qualities), encode, decode)
 

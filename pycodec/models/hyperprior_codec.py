@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pycodec.coding.container import join_streams, split_streams
-from pycodec.errors import CorruptStreamError, InputError
+from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
 from pycodec.models.hyperprior import (
     HYPER_STRIDE,
     LATENT_BITS,

@@ -11,9 +11,8 @@ they are worth. ``pycodec/quantization/hyperprior.py`` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -165,75 +164,51 @@ class IntegerRun(nn.Module):
 
     Args:
         run: as :func:`find_runs` has it.
-        tensors: of all layers of the network, by their names.
-        backend: as of ``QuantizedConv2d``.
+        tensors: of all layers of the network, by their names, on one device.
 
     Raises:
         InputError: tensors do not fit each other.
         KeyError: a tensor is missing.
     """
 
-    def __init__(
-        self, run: Run, tensors: Mapping[str, Tensor], backend: str | None = None
-    ) -> None:
+    def __init__(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         first, last = run.layers[0].name, run.layers[-1].name
-        self.layers = [_load_layer(tensors, *pair, backend) for pair in _with_next(run.layers)]
+        self.layers = [
+            _load_layer(tensors, layer, layer is not run.layers[-1]) for layer in run.layers
+        ]
         self.in_channels = self.layers[0].in_channels
-        scale = tensors[f"{first}.input.scale"]
-        zero_point = tensors.get(f"{first}.zero_point")
         bits = int(tensors[f"{first}.input.bits"])
-        self._grid = (scale, torch.zeros_like(scale, dtype=torch.int32))
-        if zero_point is not None:
-            self._grid = (scale, zero_point.int())
+        self._grid, self._out_grid = (
+            (scale, torch.zeros_like(scale, dtype=torch.int32))
+            for scale in (tensors[f"{first}.input.scale"], tensors[f"{last}.output.scale"])
+        )
         if bits > NARROW_BITS:
-            self._range = torch.int16, -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+            half = 1 << (bits - 1)
+            self._range = {"out_dtype": torch.int16, "lower": -half, "upper": half - 1}
         else:
-            is_pixels = self.in_channels == PIXEL_CHANNELS
-            self._range = (torch.uint8 if is_pixels else torch.int8), None, None
-        scale = tensors[f"{last}.output.scale"]
-        self._out_grid = (scale, torch.zeros_like(scale, dtype=torch.int32))
-        self._backend = backend
+            self._range = {"out_dtype": torch.uint8}  # pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype, lower, upper = self._range
-        q = quantize(
-            x.permute(0, 2, 3, 1).contiguous(),
-            *self._grid,
-            out_dtype=dtype,
-            lower=lower,
-            upper=upper,
-            backend=self._backend,
-        )
+        q = quantize(x.permute(0, 2, 3, 1).contiguous(), *self._grid, **self._range)
         for layer in self.layers:
             q = layer(q)
-        return dequantize(q, *self._out_grid, backend=self._backend).permute(0, 3, 1, 2)
-
-
-def _with_next(layers: Sequence[Convolution]) -> Iterator[tuple[Convolution, Convolution | None]]:
-    return zip_longest(layers, layers[1:])
+        return dequantize(q, *self._out_grid).permute(0, 3, 1, 2)
 
 
 def _load_layer(
-    tensors: Mapping[str, Tensor],
-    layer: Convolution,
-    after: Convolution | None,
-    backend: str | None,
+    tensors: Mapping[str, Tensor], layer: Convolution, has_relu: bool
 ) -> QuantizedConv2d:
-    """``after``: what reads the result after a ReLU, if anything does."""
     name = layer.name
     packed = tensors.get(f"{name}.weight12")
-    narrow = after is not None and int(tensors[f"{after.name}.input.bits"]) <= NARROW_BITS
     return QuantizedConv2d(
         tensors[f"{name}.weight"] if packed is None else unpack_int12(packed),
         tensors[f"{name}.bias"],
         tensors[f"{name}.multiplier"],
         int(tensors[f"{name}.shift"]),
-        out_dtype=torch.uint8 if narrow else torch.int16,
-        relu=after is not None,
+        out_dtype=torch.int16,
+        relu=has_relu,
         stride=layer.stride,
         upscale=layer.upscale,
-        zero_point=tensors.get(f"{name}.zero_point"),
-        backend=backend,
         name=name,
     )

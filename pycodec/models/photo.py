@@ -176,7 +176,7 @@ class PhotoCodec:
             raise InputError("the weights do not fit the model's configuration") from error
         module = module.eval().requires_grad_(False)
         module = module.to(self.device, memory_format=torch.channels_last)
-        setbranch_dtype(module, self.dtype, cast_weights=True)
+        set_branch_dtype(module, self.dtype, cast_weights=True)
         return module
 
     def compress(

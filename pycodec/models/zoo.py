@@ -47,6 +47,15 @@ def model_folder(name_or_path: str | Path) -> Path:
     raise InputError(f"no model {str(name_or_path)!r}; the package has: {names}")
 
 
+def model_kind(name_or_path: str | Path) -> str | None:
+    """What ``model.json`` says: one of the modules' ``KIND``.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    return read_description(model_folder(name_or_path)).get("kind")
+
+
 def load_model(
     name_or_path: str | Path = DEFAULT_MODEL,
     device: str | None = None,

@@ -175,9 +175,9 @@ def measure(
         width, height = parse_size(case.size)
         pixels = made_picture(width, height) if picture is None else fitted(picture, width, height)
         pictures = [pixels] * case.batch
-        codec = api.encoding_model(model, lossless, case.device)
-        options = {"model": codec, "device": case.device, "threads": case.threads}
-        options |= precision_option(case.precision)
+        precision = precision_option(case.precision)
+        codec = api.encoding_model(model, lossless, case.device, **precision)
+        options = {"model": codec, "device": case.device, "threads": case.threads, **precision}
         files: list[bytes] = []
 
         def encode(pictures=pictures, options=options, files=files) -> None:

@@ -1,4 +1,4 @@
-"""``pycodec quantize``: from a photo model to one whose transforms run in integers."""
+"""``pycodec quantize``: from a model to one whose transforms run in integers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from pycodec.errors import InputError
+from pycodec.models import hyperprior_codec, lossless
 from pycodec.models.integer_variants import branch_layers
-from pycodec.models.model_folder import read_model_folder, write_model_folder
+from pycodec.models.model_folder import read_description, read_model_folder, write_model_folder
 from pycodec.models.photo import KIND, TRANSFORMS, load_photo_model, save_integers
 from pycodec.models.photo_network import PhotoNetwork
 from pycodec.models.zoo import model_folder
+from pycodec.quantization import hyperprior_cli
 from pycodec.quantization.bit_width import WIDTHS
 from pycodec.quantization.calibration import METHODS, round_weights
 from pycodec.quantization.fake_quant import round_ste
@@ -74,7 +76,7 @@ _HELP = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("model", help="name or folder of a photo model")
+    parser.add_argument("model", help="name or folder of a photo model, or of a converted one")
     parser.add_argument(
         "--calibrate", type=Path, required=True, metavar="DIR", help="pictures, searched deeply"
     )
@@ -124,9 +126,15 @@ def run(args: argparse.Namespace) -> int:
         InputError: an option or the model is at fault.
     """
     _check(args)
+    folder = model_folder(args.model)
+    kind = read_description(folder).get("kind")
+    if kind == hyperprior_codec.KIND:
+        hyperprior_cli.run(args, folder)
+        return 0
+    if kind == lossless.KIND:
+        raise InputError(f"the model {folder.name} is lossless: it computes in integers as it is")
     device = device_of(args.device)
     torch.manual_seed(args.seed)
-    folder = model_folder(args.model)
     codec = load_photo_model(folder, precision="fp32")
     calibration = Calibration(codec, calibration_pictures(args.calibrate, args.pictures))
     network = PhotoNetwork(codec.config)
