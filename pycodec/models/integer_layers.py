@@ -165,17 +165,19 @@ class IntegerRun(nn.Module):
     Args:
         run: as :func:`find_runs` has it.
         tensors: of all layers of the network, by their names, on one device.
+        backend: of the operations; by default the fastest of the device.
 
     Raises:
         InputError: tensors do not fit each other.
         KeyError: a tensor is missing.
     """
 
-    def __init__(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, run: Run, tensors: Mapping[str, Tensor], backend: str | None = None) -> None:
         super().__init__()
         first, last = run.layers[0].name, run.layers[-1].name
         self.layers = [
-            _load_layer(tensors, layer, layer is not run.layers[-1]) for layer in run.layers
+            _load_layer(tensors, layer, layer is not run.layers[-1], backend)
+            for layer in run.layers
         ]
         self.in_channels = self.layers[0].in_channels
         bits = int(tensors[f"{first}.input.bits"])
@@ -188,16 +190,18 @@ class IntegerRun(nn.Module):
             self._range = {"out_dtype": torch.int16, "lower": -half, "upper": half - 1}
         else:
             self._range = {"out_dtype": torch.uint8}  # pixels
+        self._backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        q = quantize(x.permute(0, 2, 3, 1).contiguous(), *self._grid, **self._range)
+        x = x.permute(0, 2, 3, 1).contiguous()
+        q = quantize(x, *self._grid, **self._range, backend=self._backend)
         for layer in self.layers:
             q = layer(q)
-        return dequantize(q, *self._out_grid).permute(0, 3, 1, 2)
+        return dequantize(q, *self._out_grid, backend=self._backend).permute(0, 3, 1, 2)
 
 
 def _load_layer(
-    tensors: Mapping[str, Tensor], layer: Convolution, has_relu: bool
+    tensors: Mapping[str, Tensor], layer: Convolution, has_relu: bool, backend: str | None
 ) -> QuantizedConv2d:
     name = layer.name
     packed = tensors.get(f"{name}.weight12")
@@ -210,5 +214,6 @@ def _load_layer(
         relu=has_relu,
         stride=layer.stride,
         upscale=layer.upscale,
+        backend=backend,
         name=name,
     )

@@ -26,12 +26,11 @@ from pycodec.models.integer_transforms import NARROW_BITS
 from pycodec.quantization.calibration import (
     SIGNAL_INPUT_BITS,
     SIGNAL_WEIGHT_BITS,
-    STREAM_ROOM,
     Observation,
     Observer,
     round_rows,
 )
-from pycodec.quantization.int16 import INT16_MAX
+from pycodec.quantization.int16 import INT16_MAX, peak_scales
 from pycodec.quantization.recipe import MAX_BIAS, best_weight_scale, middle
 from pycodec.quantization.transforms import (
     ActivationGrid,
@@ -219,7 +218,7 @@ class HyperpriorCalibration:
                 name = layer.name
                 if after is None:
                     peak = self.observer.outputs[name].view(-1, layer.upscale**2).amax(1)
-                    out_scale = peak.clamp(min=1e-6) * STREAM_ROOM / INT16_MAX
+                    out_scale = peak_scales(peak, INT16_MAX)
                     tensors[f"{name}.output.scale"] = out_scale
                 else:
                     out_scale = after.input.scale
@@ -256,10 +255,9 @@ class HyperpriorCalibration:
         if self._reads_pixels(name):
             grid = ActivationGrid(torch.full((conv.in_channels,), 1 / 255), zero, 8)
         else:
-            peak = seen.peak.abs().amax(0).clamp(min=1e-6) * STREAM_ROOM
             bits = SIGNAL_INPUT_BITS if self._is_signed(name) else RELU_BITS
             high = input_range(bits, self._is_signed(name))[1]
-            grid = ActivationGrid(peak / high, zero, bits)
+            grid = ActivationGrid(peak_scales(seen.peak.abs().amax(0), high), zero, bits)
         plan = LayerPlan(grid, weight_bits, bias=conv.bias.double())
         folded, _ = fold_weight(conv.weight, plan, plan.bias)
         plan.weight_scale = _weight_scale(folded, plan, self._is_signed(name))

@@ -175,10 +175,17 @@ def _subpixel(conv: nn.ConvTranspose2d) -> FloatLayer:
 
 def channel_scales(x: Tensor) -> Tensor:
     """What one step of an int16 activation stands for, by channel of [N, C, H, W]; float64 [C]."""
-    peak = x.detach().double().abs().amax(dim=(0, 2, 3))
+    return peak_scales(x.detach().double().abs().amax(dim=(0, 2, 3)), ACTIVATION_LIMIT)
+
+
+def peak_scales(peak: Tensor, limit: int) -> Tensor:
+    """The same from the largest absolute values that were seen, [C], for integers up to ``limit``.
+
+    Values may become :data:`HEADROOM` times as large.
+    """
     # Channels that were silent may speak up for other pictures.
     peak = peak.clamp(min=max(float(peak.max()) * 1e-2, 1e-6))
-    return peak * (HEADROOM / ACTIVATION_LIMIT)
+    return peak * (HEADROOM / limit)
 
 
 def integer_layer(
