@@ -28,7 +28,6 @@ from pycodec.evaluation.metrics import psnr
 from pycodec.images import load_image
 from pycodec.models.hyperprior import export_entropy_model
 from pycodec.models.hyperprior_codec import (
-    HyperpriorCodec,
     load_hyperprior_model,
     save_hyperprior_model,
 )

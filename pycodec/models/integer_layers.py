@@ -112,7 +112,7 @@ def _in_order(module: nn.Module, name: str) -> Iterator[str | None]:
 
 
 class ChunkedGDN(nn.Module):
-    """A GDN, some thousand pixels at a time, which stay in the cache; overwrites its input.
+    """A GDN, on a CPU some pixels at a time, which stay in the cache; overwrites its input.
 
     Args:
         gdn: whose numbers it takes.
@@ -127,7 +127,8 @@ class ChunkedGDN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1).contiguous()
-        for part in x.flatten(0, 2).split(GDN_PIXELS):
+        pixels = x.flatten(0, 2)
+        for part in pixels.split(GDN_PIXELS) if x.device.type == "cpu" else (pixels,):
             squares = part.square().to(self.gamma.dtype)
             norm = torch.addmm(self.beta, squares, self.gamma).float()
             part.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())

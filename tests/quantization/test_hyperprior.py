@@ -18,6 +18,7 @@ from pycodec import api
 from pycodec.cli import main
 from pycodec.coding.container import split_streams
 from pycodec.errors import InputError, UnsupportedError
+from pycodec.evaluation.evaluate import pycodec_under_test
 from pycodec.models.hyperprior import export_entropy_model
 from pycodec.models.hyperprior_codec import (
     HyperpriorCodec,
@@ -275,6 +276,18 @@ def test_command_line(quantized, tmp_path, capsys):
     options += ["--sizes", "64x64", "--seconds", "0.01", "--runs", "1"]
     assert main(["bench", *options]) == 0
     assert "int8" in capsys.readouterr().out
+
+
+def test_eval_measures_the_precision(quantized):
+    options = {"model": str(quantized["mbt2018"])}
+    pixels = crop()
+    for precision in ("fp32", "int8"):
+        tested = pycodec_under_test((50.0,), precision=precision, **options)
+        codec = load_model(quantized["mbt2018"], precision=precision)
+        file = tested.encode(pixels, 50.0)
+        assert file == api.encode(pixels, model=codec)
+        expected = api.decode_picture(file, model=codec)[0].pixels
+        assert np.array_equal(tested.decode(file), expected)
 
 
 def test_report(folders, pictures, tmp_path):
