@@ -205,7 +205,7 @@ def encode_picture(
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
     sphere = _is_sphere(picture, projection, codec)
-    if sphere and model is None and precision not in INTEGER_PRECISIONS:
+    if sphere and model is None:
         codec = load_model(DEFAULT_SPHERE_MODEL, device, precision)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
