@@ -130,11 +130,13 @@ void bind_transform_program(py::module_& m) {
       .def(
           "add_layer",
           [](TransformProgram& program, std::shared_ptr<QuantizedConv2d> conv,
-             const py::object& input) {
+             const py::object& input, const std::string& name) {
             return program.add_layer(std::move(conv),
-                                     pycodec::input_type_of(py::dtype::from_args(input), "input"));
+                                     pycodec::input_type_of(py::dtype::from_args(input), "input"),
+                                     name);
           },
-          py::arg("conv"), py::arg("input"), "Returns the layer's number.")
+          py::arg("conv"), py::arg("input"), py::arg("name") = "layer",
+          "Returns the layer's number; name is that of its spans.")
       .def("unshuffle", &TransformProgram::unshuffle, py::arg("layer"), py::arg("factor"))
       .def("requantize", &TransformProgram::requantize, py::arg("value"), py::arg("layer"),
            "Returns the place of its parameters in run.")

@@ -65,8 +65,9 @@ void BufferPool::give_back(Buffer buffer) {
   free_.push_back(std::move(buffer));
 }
 
-int TransformProgram::add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input) {
-  layers_.push_back({std::move(conv), input, requantize_kernel()});
+int TransformProgram::add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input,
+                                const std::string& name) {
+  layers_.push_back({std::move(conv), input, requantize_kernel(), span_name(name)});
   return static_cast<int>(layers_.size()) - 1;
 }
 
@@ -198,6 +199,11 @@ void TransformProgram::run(const void* input, const Shape& shape,
   for (const Step& step : steps_) {
     const Layer& layer = layers_[step.layer];
     const bool is_convolution = step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
+    std::optional<SpanScope<SpanWork (*)()>> layer_span;
+    if (is_convolution) {
+      layer_span.emplace(layer.name,
+                         [] { return SpanWork{0, 0, Arithmetic::kNone, -1, SpanKind::kLayer}; });
+    }
     const SpanScope span(is_convolution ? "quantized_conv2d" : "requantize", [&] {
       if (is_convolution) return layer.conv->work(sizes.frames[step.layer]);
       const FrameShape& frame =

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cpu/activation_frame.hpp"
@@ -41,8 +42,9 @@ class TransformProgram {
     OutputType type;
   };
 
-  // Returns the layer's number. `input` is what its frame holds.
-  int add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input);
+  // Returns the layer's number. `input` is what its frame holds, `name` that of its spans.
+  int add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input,
+                const std::string& name);
 
   // Value 0, uint8 [batch][height][width][3], to the layer's frame: factor by factor patches become
   // channels (dy, dx, c).
@@ -80,6 +82,7 @@ class TransformProgram {
     std::shared_ptr<const QuantizedConv2d> conv;
     InputType input;
     RequantizeKernel requantize;
+    const char* name;
   };
 
   const Layer& layer(int number) const;

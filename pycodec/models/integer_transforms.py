@@ -371,7 +371,7 @@ class IntegerTransform:
         layers, values = {}, {"input": 0}
         for name, layer in self._layers.items():
             dtype = str(self._input_dtypes[name]).removeprefix("torch.")
-            layers[name] = program.add_layer(layer.packed, dtype)
+            layers[name] = program.add_layer(layer.packed, dtype, f"{self.name}.{name}")
         for step in self.steps:
             if isinstance(step, ReadPixels):
                 program.unshuffle(layers[step.layer], PIXEL_FACTOR)
