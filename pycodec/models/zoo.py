@@ -27,7 +27,7 @@ def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
     kind = read_description(folder).get("kind")
     if kind == lossless.KIND:
         if precision is not None:
-            raise InputError(f"the model {folder.name} is lossless: it has no precisions")
+            raise InputError(f"the model {folder.name} is lossless: it knows no precision")
         return lossless.load_lossless_model(folder, device=device)
     if kind == hyperprior_codec.KIND:
         return hyperprior_codec.load_hyperprior_model(folder, device=device, precision=precision)
