@@ -324,7 +324,7 @@ def test_lossless_models_are_integer_already(pictures, tmp_path, capsys):
     arguments = ["tcae-fast", "--calibrate", str(pictures), "--out", str(tmp_path)]
     assert main(["quantize", *arguments]) == 1
     assert "integers as it is" in capsys.readouterr().err
-    with pytest.raises(InputError, match="lossless: it has no precisions"):
+    with pytest.raises(InputError, match="lossless: it knows no precision"):
         load_model("tcae-fast", precision="int8")
 
 
