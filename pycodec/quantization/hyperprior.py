@@ -144,18 +144,21 @@ class HyperpriorCalibration:
         step = plan.input.scale.view(1, -1, 1, 1)
         folded, scale = fold_weight(conv.weight, plan, plan.bias)
         weight = (folded / scale).round() if plan.rounded is None else plan.rounded
-        weight, before = weight * scale / step, conv.weight
+        weight = weight * scale / step
+        before = conv.weight, conv.bias
 
         def round_input(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
             return (inputs[0] / step).round().clamp(low, high) * step
 
         handle = conv.register_forward_pre_hook(round_input)
-        conv.weight = nn.Parameter(weight.to(before.dtype), requires_grad=False)
+        conv.weight, conv.bias = (
+            nn.Parameter(value.float(), requires_grad=False) for value in (weight, plan.bias)
+        )
         try:
             yield
         finally:
             handle.remove()
-            conv.weight = before
+            conv.weight, conv.bias = before
 
     def choose_bits(self, shares: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
         """Of each layer's weights: 8 where that costs least for what it saves.
