@@ -40,7 +40,7 @@ from pycodec.models.photo import (
     CodedPicture,
     check_picture,
 )
-from pycodec.models.tiling import Tile, add_seconds, cut_tiles, thread_count
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
 
 KIND = "hyperprior"
 
@@ -146,7 +146,7 @@ class HyperpriorCodec:
             for tile in cut_tiles(pixels.shape[0], pixels.shape[1], 1 << tile_log2):
                 began = time.perf_counter()
                 y, z = self._analyse(pixels, tile)
-                add_seconds(coded.seconds, "analysis", time.perf_counter() - began)
+                end_stage(coded.seconds, "analysis", began)
                 result = self.entropy_model.encode(y, z, count)
                 for stage, amount in result.seconds.items():
                     add_seconds(coded.seconds, stage, amount)
@@ -223,7 +223,7 @@ class HyperpriorCodec:
             pixels = np.empty((height, width, 3), np.uint8)
             for tile in tiles:
                 self._synthesize(latents, tile, pixels)
-            add_seconds(seconds, "synthesis", time.perf_counter() - began)
+            end_stage(seconds, "synthesis", began)
         return pixels
 
     def _synthesize(self, latents: Tensor, tile: Tile, pixels: np.ndarray) -> None:

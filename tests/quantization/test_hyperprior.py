@@ -37,6 +37,7 @@ from pycodec.models.integer_layers import (
 from pycodec.models.integer_transforms import unpack_int12
 from pycodec.models.photo import save_integers
 from pycodec.models.zoo import load_model
+from pycodec.profiling.spans import Recorder
 from pycodec.quantization.hyperprior import HyperpriorCalibration
 from pycodec.quantization.transforms import accumulator_bound
 
@@ -270,8 +271,11 @@ def test_command_line(quantized, tmp_path, capsys):
     assert main(["encode", *options, *names[:2]]) == 0
     assert main(["decode", *options, *names[1:]]) == 0
     codec = load_model(folder, precision="int8")
-    coded = codec.compress(crop())
-    expected = codec.decompress(coded.streams, 128, 64, coded.quality_code)
+    with Recorder() as recorder:
+        coded = codec.compress(crop())
+        expected = codec.decompress(coded.streams, 128, 64, coded.quality_code)
+    seen = {span.name for span in recorder.spans}
+    assert {"analysis", "synthesis", "g_a.2", "h_a.0", "g_s.6.0"} <= seen
     assert np.array_equal(np.asarray(Image.open(names[2])), expected)
     options += ["--sizes", "64x64", "--seconds", "0.01", "--runs", "1"]
     assert main(["bench", *options]) == 0
