@@ -45,8 +45,8 @@ WIDTHS = {
     "cheng2020-attn": (128, 128),
     "elic2022-official": (192, 320),
 }
-"""Of quality 3, as compressai.zoo has them, ELIC's its own. The checkerboard model has the transforms
-of the anchor, the second ELIC those of the first."""
+"""Of quality 3, as compressai.zoo has them, ELIC's its own. Those that are not here have the same
+transforms: the checkerboard model those of the anchor, the second ELIC those of the first."""
 
 
 def photograph() -> np.ndarray:
