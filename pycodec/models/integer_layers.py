@@ -25,8 +25,6 @@ from pycodec.ops.quantize import dequantize, quantize
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
 from pycodec.quantization.int16 import FloatLayer, float_layers
 
-PIXEL_CHANNELS = 3
-"""Inputs of so many channels are pixels: uint8 / 255."""
 GDN_PIXELS = 1024
 """That a GDN works on at a time."""
 

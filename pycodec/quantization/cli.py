@@ -125,7 +125,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: an option or the model is at fault.
     """
-    _check(args)
     folder = model_folder(args.model)
     kind = read_description(folder).get("kind")
     if kind == hyperprior_codec.KIND:
@@ -133,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if kind == lossless.KIND:
         raise InputError(f"the model {folder.name} is lossless: it computes in integers as it is")
+    _check(args)
     device = device_of(args.device)
     torch.manual_seed(args.seed)
     codec = load_photo_model(folder, precision="fp32")

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """Quantize the model of a folder.
 
     Raises:
-        InputError: an option asks for training.
+        InputError: an option asks for training, or is at fault.
     """
     _check(args, folder.name)
     codec = load_hyperprior_model(folder)
@@ -51,9 +51,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _check(args: argparse.Namespace, name: str) -> None:
+    if args.pictures < 1:
+        raise InputError("--pictures is a count")
     asked = {
-        "--finetune": args.finetune > 0,
         "--dynamic": args.dynamic,
+        "--finetune": args.finetune != 0,
         "--mean-bits": args.mean_bits is not None,
     }
     for option, is_asked in asked.items():

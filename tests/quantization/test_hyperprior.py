@@ -313,7 +313,8 @@ def test_report(folders, pictures, tmp_path):
     ("options", "message"),
     [
         (["--finetune", "3"], "--finetune is for photo models"),
-        (["--dynamic", "--finetune", "3"], "--finetune is for photo models"),
+        (["--dynamic"], "--dynamic is for photo models"),
+        (["--pictures", "0"], "--pictures is a count"),
         (["--mean-bits", "6"], "--mean-bits is for photo models"),
     ],
 )
