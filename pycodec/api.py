@@ -204,8 +204,8 @@ def encode_picture(
     precision = _exact_precision(precision, exact_pixels)
     codec = encoding_model(model, lossless, device, precision)
     pixels = picture.pixels
-    sphere = _is_sphere(picture, projection, codec)
-    if sphere and model is None and precision not in INTEGER_PRECISIONS:
+    sphere = is_sphere(picture, projection, codec)
+    if sphere and model is None:
         codec = load_model(DEFAULT_SPHERE_MODEL, device, precision)
     if widths is not None and not sphere:
         raise InputError("widths are those of a sphere's tiles: add projection erp")
@@ -295,7 +295,7 @@ def decode_picture(
     end_stage(stats.seconds, "container", began)
     options = {}
     if container.precision is not None and precision in (None, *INTEGER_PRECISIONS):
-        asked, widths = _unpack_precision(container.precision)
+        asked, widths = unpack_precision(container.precision)
         precision = precision or asked
         if precision == asked and widths:
             options["widths"] = widths
@@ -390,8 +390,12 @@ def _pack_precision(precision: str, widths: bytes) -> bytes:
     return bytes([1 + INTEGER_PRECISIONS.index(precision)]) + widths
 
 
-def _unpack_precision(section: bytes) -> tuple[str, bytes]:
-    """The precision, and the widths that the synthesis of a dynamic model had."""
+def unpack_precision(section: bytes) -> tuple[str, bytes]:
+    """What ``Container.precision`` says: it, and the widths of a dynamic model's synthesis.
+
+    Raises:
+        UnsupportedError: it is none that this version knows.
+    """
     if not section or not 1 <= section[0] <= len(INTEGER_PRECISIONS):
         raise UnsupportedError(
             "the file asks for a precision that this version does not know: update pycodec, or "
@@ -449,7 +453,12 @@ def _decoding_model(
     return codec
 
 
-def _is_sphere(picture: Picture, projection: str, codec: LoadedModel) -> bool:
+def is_sphere(picture: Picture, projection: str, codec: LoadedModel) -> bool:
+    """Whether :func:`encode_picture` codes a picture as a sphere.
+
+    Raises:
+        InputError: there is no such projection, or the model knows none.
+    """
     if projection not in PROJECTIONS:
         raise InputError(f"projection must be one of {', '.join(PROJECTIONS)}, not {projection!r}")
     is_photo = isinstance(codec, PhotoCodec)

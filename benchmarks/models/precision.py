@@ -8,6 +8,10 @@ take at the processor's measured int8 peak, and the bytes of the weights.
     python benchmarks/models/precision.py KODAK --json benchmarks/results/precision.json
     python benchmarks/models/precision.py --no-pictures --rounds 20
 
+    python benchmarks/models/precision.py --no-pictures --no-times --erp ERP --json ...
+
+--erp measures the codec for the sphere, too, on equirectangular pictures and in WS-PSNR.
+
 --dynamic measures a model of dynamic widths, as ``pycodec quantize --dynamic`` writes it, beside
 the others: its ``mixed`` integers, with what the selectors chose for the synthesis in the files.
 """
@@ -31,17 +35,19 @@ from skimage import data
 from pycodec import _cpu, api
 from pycodec.evaluation.bd_rate import bd_rate
 from pycodec.evaluation.metrics import psnr
+from pycodec.evaluation.sphere import ws_psnr
 from pycodec.images import Picture, load_image
 from pycodec.models.integer_transforms import PROGRAMS, Convolve, IntegerTransform
 from pycodec.models.photo import INTEGER_PRECISIONS, PRECISIONS, load_photo_model
 from pycodec.models.zoo import WEIGHTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models.sphere import HELD_OUT
 from ops.measure import int8_peak
 
 QUALITIES = (5.0, 20.0, 35.0, 50.0, 65.0, 80.0, 95.0)
 SIZE = (768, 512)
-MODEL = WEIGHTS / "photo"
+MODEL, SPHERE_MODEL = WEIGHTS / "photo", WEIGHTS / "photo-sphere"
 
 
 def photograph() -> Picture:
@@ -51,28 +57,40 @@ def photograph() -> Picture:
 
 
 def curve(path: Path, precision: str, model: Path = MODEL) -> list[tuple[float, float]]:
-    """(bits a pixel of the file, PSNR) at each quality."""
-    picture = load_image(path)
-    pixels = picture.pixels
+    """(bits a pixel of the file, PSNR, on the sphere WS-PSNR) at each quality."""
+    pixels = load_image(path).pixels
     points = []
-    options = {"precision": precision, "exact_pixels": model != MODEL}
+    options = {"precision": precision, "exact_pixels": model not in (MODEL, SPHERE_MODEL)}
+    projection, metric = ("erp", ws_psnr) if model == SPHERE_MODEL else ("none", psnr)
     codec = load_photo_model(model, precision=precision)
     for quality in QUALITIES:
-        file, _ = api.encode_picture(Picture(pixels), quality, model=codec, **options)
+        file, _ = api.encode_picture(
+            Picture(pixels), quality, model=codec, projection=projection, **options
+        )
         decoded, _ = api.decode_picture(file, model=codec, **options)
         bpp = 8 * len(file) / (pixels.shape[0] * pixels.shape[1])
-        points.append((bpp, psnr(pixels, decoded.pixels)))
+        points.append((bpp, metric(pixels, decoded.pixels)))
     return points
 
 
 def rate_distortion(
-    paths: list[Path], precisions: Sequence[str], dynamic: Path | None
+    paths: list[Path],
+    precisions: Sequence[str],
+    dynamic: Path | None = None,
+    model: Path = MODEL,
 ) -> dict[str, dict]:
     """Against fp32, of precisions and, if there is one, of a dynamic model."""
     wanted = ("fp32", *(p for p in precisions if p != "fp32"))
-    curves = {p: {path.name: curve(path, p) for path in paths} for p in wanted}
+    curves = {p: {path.name: curve(path, p, model) for path in paths} for p in wanted}
     if dynamic is not None:
         curves["dynamic"] = {path.name: curve(path, "mixed", dynamic) for path in paths}
+    return against_fp32(curves, paths)
+
+
+def against_fp32(
+    curves: dict[str, dict[str, list[tuple[float, float]]]], paths: list[Path]
+) -> dict[str, dict]:
+    """Of the curves of each precision, by the names of pictures."""
     result = {}
     for precision in list(curves)[1:]:
         rates = [bd_rate(curves["fp32"][path.name], curves[precision][path.name]) for path in paths]
@@ -91,13 +109,18 @@ def rate_distortion(
     return result
 
 
-def stage_times(picture: Picture, precision: str, rounds: int, threads: int) -> dict[str, float]:
+def stage_times(
+    picture: Picture, precision: str, rounds: int, threads: int, model: Path = MODEL
+) -> dict[str, float]:
     """Least milliseconds of each stage and of the whole."""
-    codec = load_photo_model(MODEL, precision=precision)
+    codec = load_photo_model(model, precision=precision)
+    projection = "erp" if model == SPHERE_MODEL else "none"
     best: dict[str, float] = {}
     for _ in range(rounds + 1):
         began = time.perf_counter()
-        file, encoded = api.encode_picture(picture, 50, model=codec, threads=threads)
+        file, encoded = api.encode_picture(
+            picture, 50, model=codec, threads=threads, projection=projection
+        )
         middle = time.perf_counter()
         _, decoded = api.decode_picture(file, model=codec, threads=threads)
         ended = time.perf_counter()
@@ -153,10 +176,35 @@ def sizes(dynamic: Path | None) -> dict[str, float]:
     return result
 
 
+def on_sphere(options: argparse.Namespace) -> dict[str, object]:
+    """BD-rates of pictures that nothing was fitted to, and of all; times of the largest."""
+    paths = sorted(p for p in options.erp.iterdir() if p.suffix == ".png")
+    curves = {
+        precision: {path.name: curve(path, precision, SPHERE_MODEL) for path in paths}
+        for precision in PRECISIONS
+    }
+    held_out = [path for path in paths if path.name in HELD_OUT]
+    largest = max((load_image(path) for path in paths), key=lambda p: p.pixels.size)
+    return {
+        "held_out": against_fp32(curves, held_out) | {"pictures": len(held_out)},
+        "all": against_fp32(curves, paths) | {"pictures": len(paths)},
+        "size": list(largest.pixels.shape[1::-1]),
+        "times_ms": {
+            precision: stage_times(
+                largest, precision, options.rounds, options.threads, SPHERE_MODEL
+            )
+            for precision in PRECISIONS
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--no-pictures", action="store_true", help="times and sizes alone")
+    parser.add_argument(
+        "--erp", type=Path, help="folder of equirectangular pictures, for the codec of the sphere"
+    )
     parser.add_argument("--no-times", action="store_true")
     parser.add_argument(
         "--precisions",
@@ -205,6 +253,8 @@ def main() -> None:
         measured = rate_distortion(paths, options.precisions, options.dynamic)
         rates = results.get("rate_distortion", {})
         results["rate_distortion"] = rates | measured | {"pictures": len(paths)}
+    if options.erp is not None:
+        results["sphere"] = on_sphere(options)
     print(json.dumps(results, indent=2))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -11,6 +11,7 @@ namespace py = pybind11;
 namespace {
 
 using pycodec::Arithmetic;
+using pycodec::SpanKind;
 using pycodec::SpanRecorder;
 
 py::object name_of(Arithmetic arithmetic) {
@@ -28,6 +29,17 @@ py::object name_of(Arithmetic arithmetic) {
   }
 }
 
+const char* name_of(SpanKind kind) {
+  switch (kind) {
+    case SpanKind::kLayer:
+      return "layer";
+    case SpanKind::kWave:
+      return "wave";
+    default:
+      return "kernel";
+  }
+}
+
 py::tuple take_spans() {
   const auto [threads, dropped] = SpanRecorder::take();
   py::list spans;
@@ -36,7 +48,7 @@ py::tuple take_spans() {
       const pycodec::SpanWork& work = span.work;
       spans.append(py::make_tuple(span.name, of_thread.thread, span.begin, span.end, work.bytes,
                                   work.operations, name_of(work.arithmetic), work.number,
-                                  work.is_wave));
+                                  name_of(work.kind)));
     }
   }
   return py::make_tuple(spans, dropped);
@@ -77,7 +89,7 @@ void bind_spans(py::module_& m) {
         "Whether kernels record spans from now on.");
   m.def("take_spans", &take_spans,
         "Takes the spans of all threads away: tuples (name, thread, begin, end, bytes, operations, "
-        "arithmetic, number, is_wave), times in ns of time.perf_counter_ns; and how many found no "
+        "arithmetic, number, kind), times in ns of time.perf_counter_ns; and how many found no "
         "room.");
   m.def("time_spans", &time_spans, py::arg("count"), "Seconds that so many empty spans take.");
   m.def("arithmetic_peak", &arithmetic_peak, py::arg("arithmetic"), py::arg("threads") = 1,

@@ -194,10 +194,11 @@ void GaussianWaves::record_wave(std::int64_t number, std::int64_t count, std::in
   for (const Int16Conv2d& head : heads_) products += head.products();
   // Latents, what the first head sees of the side, and of each latent a scale and a mean.
   const std::int64_t bytes = 2 * side_channels_ + 12 * std::int64_t{context_.in_channels()};
-  SpanRecorder::add({"wave",
-                     began,
-                     SpanRecorder::now(),
-                     {count * bytes, 2 * count * products, Arithmetic::kInt16, number, true}});
+  SpanRecorder::add(
+      {"wave",
+       began,
+       SpanRecorder::now(),
+       {count * bytes, 2 * count * products, Arithmetic::kInt16, number, SpanKind::kWave}});
 }
 
 void GaussianWaves::encode(const std::int32_t* latents, const std::int16_t* side,

@@ -27,30 +27,36 @@ RequantizeKernel requantize_kernel() {
   }
 }
 
-void RequantizeParameters::check() const {
+void RequantizeParameters::check(std::int64_t images) const {
   if (shift < 1 || shift > 62) throw std::invalid_argument("the shift must be in 1..62");
-  if (multiplier.empty() || multiplier.size() != offset.size()) {
-    throw std::invalid_argument("multiplier and offset need one value for each channel");
+  const auto count = static_cast<std::int64_t>(multiplier.size());
+  if (channels < 1 || multiplier.size() != offset.size() ||
+      (count != channels && count != images * channels)) {
+    throw std::invalid_argument(
+        "multiplier and offset need one value for each channel, perhaps of each image");
   }
 }
 
-RequantizeLayer RequantizeParameters::layer() const {
-  return {
-      static_cast<int>(multiplier.size()), multiplier.data(), offset.data(), shift, lower, upper};
+RequantizeLayer RequantizeParameters::layer(std::int64_t image) const {
+  const bool shared = multiplier.size() == static_cast<std::size_t>(channels);
+  const std::int64_t first = shared ? 0 : image * channels;
+  return {channels, multiplier.data() + first, offset.data() + first, shift, lower, upper};
 }
 
 void requantize(const RequantizeParameters& parameters, const void* x, bool wide,
-                std::int64_t pixels, OutputType type, void* out, int threads) {
-  parameters.check();
-  const RequantizeLayer layer = parameters.layer();
+                std::int64_t images, std::int64_t pixels, OutputType type, void* out, int threads) {
+  parameters.check(images);
   const RequantizeKernel kernel = requantize_kernel();
-  const std::int64_t pixel_bytes = std::int64_t{layer.channels} * output_bytes(type);
+  const std::int64_t channels = parameters.channels;
+  const std::int64_t pixel_bytes = channels * output_bytes(type);
   const auto store = type == OutputType::kInt16 ? RequantizeStore::kInt16 : RequantizeStore::kBytes;
-  parallel_for((pixels + kTaskPixels - 1) / kTaskPixels, threads, [&](std::int64_t task) {
-    const std::int64_t first = task * kTaskPixels;
-    kernel(layer,
-           {static_cast<const std::uint8_t*>(x) + first * layer.channels * input_bytes(wide), wide,
-            std::min(kTaskPixels, pixels - first),
+  const std::int64_t tasks = (pixels + kTaskPixels - 1) / kTaskPixels;  // of an image
+  parallel_for(images * tasks, threads, [&](std::int64_t task) {
+    const std::int64_t image = task / tasks, begin = task % tasks * kTaskPixels;
+    const std::int64_t first = image * pixels + begin;
+    kernel(parameters.layer(image),
+           {static_cast<const std::uint8_t*>(x) + first * channels * input_bytes(wide), wide,
+            std::min(kTaskPixels, pixels - begin),
             static_cast<std::uint8_t*>(out) + first * pixel_bytes, pixel_bytes, 0, store, 0});
   });
 }
@@ -59,7 +65,6 @@ void requantize_to_frame(RequantizeKernel kernel, const RequantizeParameters& pa
                          const void* x, bool wide, const FrameWriter& writer, std::uint8_t* frame,
                          int threads) {
   const FrameShape& shape = writer.shape();
-  const RequantizeLayer layer = parameters.layer();
   const std::int64_t padded_height = shape.height + 2 * shape.margin_y;
   const bool planes = shape.planes() == 2;
   const auto store = shape.value_bytes == 2 ? RequantizeStore::kInt16
@@ -69,12 +74,13 @@ void requantize_to_frame(RequantizeKernel kernel, const RequantizeParameters& pa
   const std::int64_t row_values = shape.width * shape.channels;
   parallel_for(shape.batch * padded_height, threads, [&](std::int64_t r) {
     writer.write_margins(frame, r);
-    const std::int64_t y = r % padded_height - shape.margin_y;
+    const std::int64_t image = r / padded_height, y = r % padded_height - shape.margin_y;
     if (y < 0 || y >= shape.height) return;
-    const std::int64_t source = (r / padded_height * shape.height + y) * row_values;
+    const std::int64_t source = (image * shape.height + y) * row_values;
     std::uint8_t* out = frame + r * shape.row_bytes() + shape.margin_x * shape.pixel_bytes();
-    kernel(layer, {static_cast<const std::uint8_t*>(x) + source * input_bytes(wide), wide,
-                   shape.width, out, shape.pixel_bytes(), shape.plane_bytes(), store, flip});
+    kernel(parameters.layer(image),
+           {static_cast<const std::uint8_t*>(x) + source * input_bytes(wide), wide, shape.width,
+            out, shape.pixel_bytes(), shape.plane_bytes(), store, flip});
   });
 }
 

@@ -14,19 +14,21 @@ namespace pycodec {
 RequantizeKernel requantize_kernel();
 
 struct RequantizeParameters {
-  std::vector<std::int32_t> multiplier;
+  std::vector<std::int32_t> multiplier;  // [images][channels], or [channels] for all images
   std::vector<std::int64_t> offset;
+  int channels;
   int shift;
   std::int32_t lower, upper;
 
-  // Throws std::invalid_argument for shifts outside 1..62 and lengths that differ.
-  void check() const;
-  RequantizeLayer layer() const;
+  // Throws std::invalid_argument for shifts outside 1..62, lengths that differ, and parameters that
+  // are neither one set for all images nor one for each.
+  void check(std::int64_t images) const;
+  RequantizeLayer layer(std::int64_t image) const;
 };
 
-// x: int16, or int32 if wide: [pixels][channels]. out: dense, uint8 or int8 or int16.
+// x: int16, or int32 if wide: [images][pixels][channels]. out: dense, uint8 or int8 or int16.
 void requantize(const RequantizeParameters& parameters, const void* x, bool wide,
-                std::int64_t pixels, OutputType type, void* out, int threads);
+                std::int64_t images, std::int64_t pixels, OutputType type, void* out, int threads);
 
 // x: dense [batch][height][width][channels] of the frame; fills all of the frame.
 void requantize_to_frame(RequantizeKernel kernel, const RequantizeParameters& parameters,

@@ -10,6 +10,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -26,6 +28,10 @@ namespace pycodec {
 // kInt8Tiles is int8 in matrix tiles (AMX).
 enum class Arithmetic : std::uint8_t { kNone, kInt8, kFloat32, kInt16, kInt8Tiles };
 
+// kWave is shown in a lane of its own: it spans what several threads do. A kernel belongs to the
+// layer that it runs in.
+enum class SpanKind : std::uint8_t { kKernel, kLayer, kWave };
+
 // What a span did. Bytes are inputs, outputs and weights, each once; a product and its addition are
 // two operations.
 struct SpanWork {
@@ -33,14 +39,22 @@ struct SpanWork {
   std::int64_t operations = 0;
   Arithmetic arithmetic = Arithmetic::kNone;
   std::int64_t number = -1;  // of a layer, stage or wave
-  bool is_wave = false;      // shown in a lane of its own: it spans what several threads do
+  SpanKind kind = SpanKind::kKernel;
 };
 
 struct Span {
-  const char* name;         // a literal
+  const char* name;         // a literal, or of span_name
   std::int64_t begin, end;  // nanoseconds of the steady clock
   SpanWork work;
 };
+
+// The same characters for as long as the process lives, since spans may outlive what they are of.
+inline const char* span_name(const std::string& name) {
+  static auto* const mutex = new std::mutex;
+  static auto* const names = new std::set<std::string>;
+  const std::lock_guard<std::mutex> lock(*mutex);
+  return names->insert(name).first->c_str();
+}
 
 // Keeps the spans of all threads, each in a buffer of its own.
 class SpanRecorder {

@@ -23,7 +23,7 @@ void require(bool condition, const char* message) {
 bool is_wide(OutputType type) { return type == OutputType::kInt32; }
 
 std::size_t value_bytes(const TransformProgram::Shape& shape) {
-  return static_cast<std::size_t>(shape.height * shape.width) * shape.channels *
+  return static_cast<std::size_t>(shape.batch * shape.height * shape.width) * shape.channels *
          output_bytes(shape.type);
 }
 
@@ -65,8 +65,9 @@ void BufferPool::give_back(Buffer buffer) {
   free_.push_back(std::move(buffer));
 }
 
-int TransformProgram::add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input) {
-  layers_.push_back({std::move(conv), input, requantize_kernel()});
+int TransformProgram::add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input,
+                                const std::string& name) {
+  layers_.push_back({std::move(conv), input, requantize_kernel(), span_name(name)});
   return static_cast<int>(layers_.size()) - 1;
 }
 
@@ -116,7 +117,7 @@ TransformProgram::Sizes TransformProgram::sizes(const Shape& input) const {
   std::vector<bool> filled(layers_.size(), false);
   const auto fill = [&](int number, std::int64_t height, std::int64_t width) {
     const Layer& to = layer(number);
-    found.frames[number] = to.conv->frame_shape(to.input, 1, height, width);
+    found.frames[number] = to.conv->frame_shape(to.input, input.batch, height, width);
     filled[number] = true;
   };
   for (const Step& step : steps_) {
@@ -146,7 +147,7 @@ TransformProgram::Sizes TransformProgram::sizes(const Shape& input) const {
           break;
         }
         const int upscale = conv.shape().upscale;
-        const Shape shape = {height * upscale, width * upscale,
+        const Shape shape = {input.batch, height * upscale, width * upscale,
                              conv.shape().out_channels / upscale / upscale, conv.output().type};
         const Shape& before = found.values[step.other];
         require(!step.residual || (before.height == shape.height && before.width == shape.width &&
@@ -165,8 +166,8 @@ TransformProgram::Shape TransformProgram::output_shape(const Shape& input) const
 }
 
 void TransformProgram::run(const void* input, const Shape& shape,
-                           const std::vector<RequantizeParameters>& parameters, void* out,
-                           int threads) const {
+                           const std::vector<RequantizeParameters>& parameters,
+                           const std::vector<FrameBorders>& borders, void* out, int threads) const {
   output_shape(shape);
   const Sizes sizes = this->sizes(shape);
   require(static_cast<int>(parameters.size()) == num_parameters_,
@@ -180,6 +181,14 @@ void TransformProgram::run(const void* input, const Shape& shape,
   const auto writer_of = [&](int number) {
     return FrameWriter(sizes.frames[number], layers_[number].conv->zero_point());
   };
+  const auto surround = [&](int number) {
+    const FrameShape& frame = sizes.frames[number];
+    if (borders.empty() || frame.margin_y + frame.margin_x == 0) return;
+    const auto own = std::find_if(borders.begin(), borders.end(),
+                                  [&](const FrameBorders& b) { return b.height == frame.height; });
+    require(own != borders.end(), "there are no borders for tiles of that height");
+    fill_borders(*own, frame, frames[number]->memory.data(), threads);
+  };
   const int last = steps_.back().other;
   const auto value_of = [&](int number) -> void* {
     if (number == last) return out;
@@ -190,6 +199,11 @@ void TransformProgram::run(const void* input, const Shape& shape,
   for (const Step& step : steps_) {
     const Layer& layer = layers_[step.layer];
     const bool is_convolution = step.kind == Kind::kConvolveToLayer || step.kind == Kind::kConvolve;
+    std::optional<SpanScope<SpanWork (*)()>> layer_span;
+    if (is_convolution) {
+      layer_span.emplace(layer.name,
+                         [] { return SpanWork{0, 0, Arithmetic::kNone, -1, SpanKind::kLayer}; });
+    }
     const SpanScope span(is_convolution ? "quantized_conv2d" : "requantize", [&] {
       if (is_convolution) return layer.conv->work(sizes.frames[step.layer]);
       const FrameShape& frame =
@@ -202,36 +216,39 @@ void TransformProgram::run(const void* input, const Shape& shape,
         const FrameWriter writer = writer_of(step.layer);
         std::uint8_t* data = frame_of(step.layer);
         const std::int64_t picture_row = shape.width * kColours;
-        parallel_for(frame.height + 2 * frame.margin_y, threads, [&](std::int64_t row) {
+        const std::int64_t rows = frame.height + 2 * frame.margin_y;
+        parallel_for(frame.batch * rows, threads, [&](std::int64_t row) {
           writer.write_margins(data, row);
-          const std::int64_t y = row - frame.margin_y;
+          const std::int64_t image = row / rows, y = row % rows - frame.margin_y;
           if (y < 0 || y >= frame.height) return;
-          const auto* source =
-              static_cast<const std::uint8_t*>(input) + y * step.other * picture_row;
-          std::uint8_t* to = data + frame.offset(0, row, frame.margin_x);
+          const auto* source = static_cast<const std::uint8_t*>(input) +
+                               (image * shape.height + y * step.other) * picture_row;
+          std::uint8_t* to = data + frame.offset(image, row % rows, frame.margin_x);
           frame.value_bytes == 1
               ? unshuffle_row<std::uint8_t>(source, picture_row, step.other, frame, to)
               : unshuffle_row<std::int16_t>(source, picture_row, step.other, frame, to);
         });
+        surround(step.layer);
         break;
       }
       case Kind::kRequantize: {
         const RequantizeParameters& values_to = parameters[step.parameters];
-        values_to.check();
-        require(static_cast<int>(values_to.multiplier.size()) == sizes.frames[step.layer].channels,
+        values_to.check(shape.batch);
+        require(values_to.channels == sizes.frames[step.layer].channels,
                 "a requantization has another number of channels");
         const FrameWriter writer = writer_of(step.layer);
         const void* from = step.other == 0 ? input : value_of(step.other);
         requantize_to_frame(layer.requantize, values_to, from,
                             is_wide(sizes.values[step.other].type), writer, frame_of(step.layer),
                             threads);
+        surround(step.layer);
         break;
       }
       case Kind::kConvolveToLayer: {
         const FrameShape& next = sizes.frames[step.other];
         const FrameWriter writer = writer_of(step.other);
         std::uint8_t* data = frame_of(step.other);
-        for (std::int64_t row = 0; row < next.height + 2 * next.margin_y; ++row) {
+        for (std::int64_t row = 0; row < next.batch * (next.height + 2 * next.margin_y); ++row) {
           writer.write_margins(data, row);
         }
         const OutputType stored = next.value_bytes == 2 ? OutputType::kInt16 : OutputType::kUint8;
@@ -239,6 +256,7 @@ void TransformProgram::run(const void* input, const Shape& shape,
                               {data + next.offset(0, next.margin_y, next.margin_x), stored,
                                next.pixel_bytes(), next.row_bytes(), next.image_bytes(), nullptr},
                               threads);
+        surround(step.other);
         break;
       }
       case Kind::kConvolve: {

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cpu/activation_frame.hpp"
+#include "cpu/frame_borders.hpp"
 #include "cpu/quantized_conv2d.hpp"
 #include "cpu/requantize.hpp"
 
@@ -30,19 +32,21 @@ class BufferPool {
 };
 
 // Steps in the order in which they were added. *Values* are dense tensors: 0 is the input, each of
-// the others is written by the convolutions that name it. A layer's input lies in its frame.
+// the others is written by the convolutions that name it. A layer's input lies in its frame. All
+// have the input's batch of images, which may be tiles that border each other.
 class TransformProgram {
  public:
   struct Shape {
-    std::int64_t height, width;
+    std::int64_t batch, height, width;
     int channels;
     OutputType type;
   };
 
-  // Returns the layer's number. `input` is what its frame holds.
-  int add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input);
+  // Returns the layer's number. `input` is what its frame holds, `name` that of its spans.
+  int add_layer(std::shared_ptr<const QuantizedConv2d> conv, InputType input,
+                const std::string& name);
 
-  // Value 0, uint8 [height][width][3], to the layer's frame: factor by factor patches become
+  // Value 0, uint8 [batch][height][width][3], to the layer's frame: factor by factor patches become
   // channels (dy, dx, c).
   void unshuffle(int layer, int factor);
 
@@ -59,9 +63,11 @@ class TransformProgram {
   // do not fit each other.
   Shape output_shape(const Shape& input) const;
 
-  // input: [height][width][channels]; out: of output_shape.
+  // input: [batch][height][width][channels]; out: of output_shape. borders: of all frames with
+  // margins, by the height of their images; if there are none, margins are padding.
   void run(const void* input, const Shape& shape,
-           const std::vector<RequantizeParameters>& parameters, void* out, int threads) const;
+           const std::vector<RequantizeParameters>& parameters,
+           const std::vector<FrameBorders>& borders, void* out, int threads) const;
 
  private:
   enum class Kind { kUnshuffle, kRequantize, kConvolveToLayer, kConvolve };
@@ -76,6 +82,7 @@ class TransformProgram {
     std::shared_ptr<const QuantizedConv2d> conv;
     InputType input;
     RequantizeKernel requantize;
+    const char* name;
   };
 
   const Layer& layer(int number) const;

@@ -688,7 +688,7 @@ void WaveNetwork::record_wave(const std::vector<Run>& runs, std::int64_t number,
     for (const Stage& stage : wave_stages_) add_work(work, stage, run.group, run.count);
   }
   work.number = number;
-  work.is_wave = true;
+  work.kind = SpanKind::kWave;
   SpanRecorder::add({"wave", began, SpanRecorder::now(), work});
 }
 

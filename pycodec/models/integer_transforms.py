@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pycodec import _cpu
@@ -24,6 +25,8 @@ from pycodec.errors import InputError
 from pycodec.ops.backends import check_backend, default_backend
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
 from pycodec.ops.requantize import requantize
+from pycodec.projection.grid import SphereGrid
+from pycodec.projection.integer_borders import tile_borders, with_borders
 
 LOG2_BITS = 16
 """Multipliers that depend on quality are stored as log2 in units of 2**-LOG2_BITS."""
@@ -136,6 +139,9 @@ VALUE_DTYPES = {
 }
 """Of the results; all other values are streams, int16."""
 
+BORDERED_HEIGHTS = {"analysis": (16, 8, 4), "hyper_analysis": (4, 2), "synthesis": (4, 8, 16)}
+"""On the sphere, the rows of a tile where convolutions see what borders it."""
+
 
 @functools.cache
 def _exp2_tables() -> tuple[Tensor, Tensor]:
@@ -193,7 +199,7 @@ class IntegerTransform:
         backend: str | None = None,
         widths: Mapping[str, int] | None = None,
     ) -> None:
-        self.steps = PROGRAMS[name]
+        self.name, self.steps = name, PROGRAMS[name]
         self._tensors = tensors = choose_variants(tensors, widths)
         self.backend = backend or default_backend(next(iter(tensors.values())).device)
         check_backend(self.backend)
@@ -204,7 +210,7 @@ class IntegerTransform:
             self._conversions(100)  # so that a missing tensor is found here
         except KeyError as error:
             raise InputError(f"the transform {name} lacks the tensor {error}") from None
-        self._conversions = functools.lru_cache(maxsize=32)(self._conversions)
+        self._conversions = functools.lru_cache(maxsize=128)(self._conversions)
         self._program = self._native_program() if self.backend == "native" else None
 
     def __call__(self, x: Tensor, quality_code: int, threads: int | None = None) -> Tensor:
@@ -219,29 +225,59 @@ class IntegerTransform:
         Returns:
             Latents int32 [H / 16, W / 16, M]; hyperlatents int8; pixels uint8 [16 H, 16 W, 3].
         """
-        conversions = self._conversions(quality_code)
-        if self._program is not None:
-            parameters = [
-                (c.multiplier.numpy(), c.offset.numpy(), c.shift, c.lower, c.upper)
-                for c in conversions.values()
-            ]
-            count = threads or torch.get_num_threads()
-            return torch.from_numpy(self._program.run(x.numpy(), parameters, count))
-        return self._run_steps(x, conversions)
+        return self._run(x[None], self._conversions(quality_code), None, threads)[0]
+
+    def on_sphere(
+        self, x: Tensor, quality_codes: Sequence[int], grid: SphereGrid, threads: int | None = None
+    ) -> Tensor:
+        """Run the transform on tiles of a sphere, which border each other.
+
+        Args:
+            x: as of a call, [T, H, W, C]: the tiles of ``grid``.
+            quality_codes: of each tile.
+            grid: of the sphere, or of a part of it.
+            threads: of the native backend.
+
+        Returns:
+            As a call, [T, ...].
+        """
+        each = [self._conversions(code) for code in quality_codes]
+        together = {layer: _stacked([c[layer] for c in each]) for layer in each[0]}
+        return self._run(x, together, grid, threads)
 
     def time_layers(self, x: Tensor, quality_code: int) -> dict[str, float]:
         """Seconds of each convolution on ``x``, run one at a time, not as a program."""
         seconds: dict[str, float] = {}
-        self._run_steps(x, self._conversions(quality_code), seconds)
+        self._run_steps(x[None], self._conversions(quality_code), None, seconds)
         return seconds
+
+    def _run(
+        self,
+        x: Tensor,
+        conversions: Mapping[str, _Conversion],
+        grid: SphereGrid | None,
+        threads: int | None,
+    ) -> Tensor:
+        if self._program is None:
+            return self._run_steps(x, conversions, grid)
+        parameters = [
+            (c.multiplier.numpy(), c.offset.numpy(), c.shift, c.lower, c.upper)
+            for c in conversions.values()
+        ]
+        heights = () if grid is None else BORDERED_HEIGHTS[self.name]
+        borders = [(height, tile_borders(grid, height).numpy()) for height in heights]
+        count = threads or torch.get_num_threads()
+        x = x.contiguous().numpy()
+        return torch.from_numpy(self._program.run(x, parameters, borders, count))
 
     def _run_steps(
         self,
         x: Tensor,
         conversions: Mapping[str, _Conversion],
+        grid: SphereGrid | None,
         seconds: dict[str, float] | None = None,
     ) -> Tensor:
-        values, inputs = {"input": x[None].contiguous()}, {}
+        values, inputs = {"input": x.contiguous()}, {}
         for step in self.steps:
             if isinstance(step, ReadPixels):
                 inputs[step.layer] = unshuffle_pixels(values["input"])
@@ -252,11 +288,29 @@ class IntegerTransform:
             else:
                 residual = values[step.to] if step.add else None
                 began = time.perf_counter()
-                result = self._layers[step.layer](inputs.pop(step.layer), residual=residual)
+                result = self._convolve(step, inputs.pop(step.layer), residual, grid)
                 if seconds is not None:
                     seconds[step.layer] = time.perf_counter() - began
                 (inputs if step.to_layer else values)[step.to] = result
-        return values[self.steps[-1].to][0]
+        return values[self.steps[-1].to]
+
+    def _convolve(
+        self, step: Convolve, x: Tensor, residual: Tensor | None, grid: SphereGrid | None
+    ) -> Tensor:
+        layer = self._layers[step.layer]
+        if grid is None or layer.kernel_size == (1, 1):
+            return layer(x, residual=residual)
+        rows, columns = (step.upscale * (side // step.stride) for side in x.shape[1:3])
+        x = with_borders(x, grid, self._tensors.get(f"{step.layer}.zero_point"))
+        # The layer pads what is padded already, and what that gives is cut off. With a stride its
+        # windows are those wanted if there is one more row and column of it.
+        if step.stride == 2:
+            x = F.pad(x, (0, 0, 1, 0, 1, 0))
+        if residual is not None:
+            residual = F.pad(residual, (0, 0, 1, 1, 1, 1))
+        result = layer(x, residual=residual)
+        first = step.upscale
+        return result[:, first : first + rows, first : first + columns].contiguous()
 
     def _layer(self, step: Convolve) -> QuantizedConv2d:
         name, tensors = step.layer, self._tensors
@@ -317,7 +371,7 @@ class IntegerTransform:
         layers, values = {}, {"input": 0}
         for name, layer in self._layers.items():
             dtype = str(self._input_dtypes[name]).removeprefix("torch.")
-            layers[name] = program.add_layer(layer.packed, dtype)
+            layers[name] = program.add_layer(layer.packed, dtype, f"{self.name}.{name}")
         for step in self.steps:
             if isinstance(step, ReadPixels):
                 program.unshuffle(layers[step.layer], PIXEL_FACTOR)
@@ -351,6 +405,18 @@ class _Conversion:
             upper=self.upper,
             backend=backend,
         )
+
+
+def _stacked(conversions: Sequence[_Conversion]) -> _Conversion:
+    """Of a batch: [N, C] where they differ."""
+    first = conversions[0]
+    if all(c.multiplier is first.multiplier for c in conversions):
+        return first
+    return replace(
+        first,
+        multiplier=torch.stack([c.multiplier for c in conversions]),
+        offset=torch.stack([c.offset for c in conversions]),
+    )
 
 
 def choose_variants(

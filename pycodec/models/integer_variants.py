@@ -8,13 +8,14 @@ stands in the file, so that decoders get the same pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.integer_transforms import PROGRAMS, Convolve, IntegerTransform
+from pycodec.projection.grid import SphereGrid
 from pycodec.quantization.bit_width import WIDTHS, BitWidthSelector
 
 Bits = tuple[int, ...]
@@ -69,6 +70,18 @@ class VariantTransform:
     ) -> Tensor:
         """As :class:`IntegerTransform`; with ``bits`` that :meth:`available` gave."""
         return self._with(self.widest if bits is None else bits)(x, quality_code, threads)
+
+    def on_sphere(
+        self,
+        x: Tensor,
+        quality_codes: Sequence[int],
+        grid: SphereGrid,
+        threads: int | None = None,
+        bits: Bits | None = None,
+    ) -> Tensor:
+        """As that of :class:`IntegerTransform`; with ``bits`` that :meth:`available` gave."""
+        transform = self._with(self.widest if bits is None else bits)
+        return transform.on_sphere(x, quality_codes, grid, threads)
 
     def _with(self, bits: Bits) -> IntegerTransform:
         chosen = dict(zip(self.variants, bits, strict=True))

@@ -119,7 +119,8 @@ class PhotoCodec:
             branches alone; None takes it where the processor computes in it natively, else
             ``fp32``.
         integers: for ``int8`` and ``mixed``: tensors of ``export_transform``, each after the
-            transform's name and a dot.
+            transform's name and a dot. The attribute holds the transforms made of them; None for
+            the other precisions.
 
     Precision may change a decoded pixel, never a symbol. Those in integers give the same pixels on
     every machine.
@@ -154,14 +155,14 @@ class PhotoCodec:
         self.entropy_model = IntegerEntropyModel(_strip(tensors, "entropy."), backend)
         if self.entropy_model.latent_channels != latents:
             raise InputError("the weights do not fit the model's configuration")
-        self._integers: dict[str, VariantTransform] | None = None
+        self.integers: dict[str, VariantTransform] | None = None
         self._selectors: dict[str, BitWidthSelector] = {}
         if precision in INTEGER_PRECISIONS:
             if integers is None:
                 raise InputError(f"precision {precision} needs the model's integers")
             backend = None if backend == "native" else backend
             on_device = {k: v.to(self.device) for k, v in integers.items()}
-            self._integers = {
+            self.integers = {
                 part: VariantTransform(part, _strip(on_device, f"{part}."), backend)
                 for part in TRANSFORMS
             }
@@ -234,7 +235,7 @@ class PhotoCodec:
         return channel_activity(x)[0].cpu() * count, count
 
     def _choose_widths(self, activity: Tensor, quality_code: int) -> bytes:
-        synthesis = self._integers["synthesis"]
+        synthesis = self.integers["synthesis"]
         bits = choose(self._selectors["synthesis"], activity, quality_code)
         return synthesis.pack(synthesis.available(bits))
 
@@ -251,7 +252,7 @@ class PhotoCodec:
         """Fixed-point latents, int32 [h, w, M], and hyperlatents, int32 [h / 4, w / 4, Z]."""
         top, left = max(0, tile.top - ANALYSIS_HALO), max(0, tile.left - ANALYSIS_HALO)
         window = pixels[top : tile.bottom + ANALYSIS_HALO, left : tile.right + ANALYSIS_HALO]
-        if self._integers is not None:
+        if self.integers is not None:
             return self._analyse_in_integers(window, tile, (top, left), quality_code)
         x = torch.tensor(window, device=self.device)
         # [1, 3, H, W] in channels-last memory: a view of the interleaved pixels.
@@ -272,7 +273,7 @@ class PhotoCodec:
         """As ``_analyse``; the window of pixels begins at ``start``."""
         # A copy: the pixels may be read-only.
         x = torch.tensor(pad_to_multiple(window, LATENT_STRIDE), device=self.device)
-        analysis, bits = self._integers["analysis"], None
+        analysis, bits = self.integers["analysis"], None
         if "analysis" in self._selectors:  # by tile: what is chosen here is nobody else's business
             patches = F.pixel_unshuffle(x.permute(2, 0, 1)[None].float() / 255 - 0.5, 4)
             activity = channel_activity(self.analysis.stem(patches))[0].cpu()
@@ -286,7 +287,7 @@ class PhotoCodec:
         height, width = latents_along(tile.height), latents_along(tile.width)
         y = y[row : row + height, column : column + width].cpu()
         padded = torch.from_numpy(pad_to_multiple(y.numpy(), HYPER_STRIDE)).to(self.device)
-        z = self._integers["hyper_analysis"](padded, quality_code)
+        z = self.integers["hyper_analysis"](padded, quality_code)
         return y.contiguous(), z.int().cpu()
 
     def decompress(
@@ -314,7 +315,7 @@ class PhotoCodec:
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
-        bits = None if self._integers is None else self._integers["synthesis"].unpack(widths)
+        bits = None if self.integers is None else self.integers["synthesis"].unpack(widths)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
         tiles = list(cut_tiles(height, width, 1 << tile_log2))
@@ -385,8 +386,8 @@ class PhotoCodec:
         right = start + latents_along(tile.width) + SYNTHESIS_HALO
         window = torch.cat([rows[:, left:right] for rows in (above, band, below)]).to(self.device)
         row, column = above.shape[0] * LATENT_STRIDE, (start - left) * LATENT_STRIDE
-        if self._integers is not None:
-            x = self._integers["synthesis"](window.contiguous(), quality_code, bits=bits)
+        if self.integers is not None:
+            x = self.integers["synthesis"](window.contiguous(), quality_code, bits=bits)
             x = x[row : row + tile.height, column : column + tile.width]
             pixels[tile.slices] = x.cpu().numpy()
             return

@@ -27,10 +27,10 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
+from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.blocks import on_sphere
+from pycodec.models.integer_variants import Bits
 from pycodec.models.photo import (
-    INTEGER_PRECISIONS,
     CodedPicture,
     PhotoCodec,
     check_picture,
@@ -42,6 +42,7 @@ from pycodec.ops.backends import default_backend
 from pycodec.ops.pseudocylindrical_slice import (
     cubic_resampling,
     cubic_taps,
+    normalized,
     pseudocylindrical_slice,
     pseudocylindrical_unslice,
 )
@@ -114,14 +115,11 @@ class SphereCodec:
     """Codes equirectangular pictures with the weights of a photo model.
 
     Args:
-        photo: the model.
+        photo: the model. Transforms have its precision: in integers they give the same pixels on
+            every machine.
     """
 
     def __init__(self, photo: PhotoCodec) -> None:
-        if photo.precision in INTEGER_PRECISIONS:
-            raise UnsupportedError(
-                f"the codec for the sphere has no {photo.precision} transforms: use fp32 or bf16"
-            )
         self.photo = photo
         self.name, self.fingerprint = photo.name, photo.fingerprint
 
@@ -189,7 +187,10 @@ class SphereCodec:
     def _analysed(
         self, pixels: np.ndarray, grid: SphereGrid, qualities: list[int]
     ) -> Iterator[Tensor]:
-        """Latents of all tiles in turn, a few at a time: [n, M, 4, 4 grid.columns]."""
+        """Latents of all tiles in turn, a few at a time: [n, 4, 4 grid.columns, M].
+
+        They are floats, or of integer transforms int32 in fixed point.
+        """
         _, full = grid_size(*pixels.shape[:2])
         for first, last in _chunks(0, grid.tiles, full):
             top, bottom = _with_halo(first, last, grid.tiles)
@@ -197,20 +198,30 @@ class SphereCodec:
             rows = _tile_rows(pixels, top, bottom)
             tiles = pseudocylindrical_slice(rows, [UNIT * w for w in part.widths])
             tiles = _channels_last(tiles[..., : UNIT * part.columns]).to(self.photo.device)
-            with on_sphere(part):
-                y = self.photo.analysis(tiles, self._quality(qualities[top:bottom]))
+            y = self._analyse(tiles, part, qualities[top:bottom])
             y = y[first - top : last - top]
-            yield F.pad(y, (0, HYPER_STRIDE * grid.columns - y.shape[3]))
+            yield F.pad(y, (0, 0, 0, HYPER_STRIDE * grid.columns - y.shape[2]))
+
+    def _analyse(self, tiles: Tensor, part: SphereGrid, qualities: list[int]) -> Tensor:
+        """Latents [n, 4, 4 part.columns, M] of float tiles [n, 3, 64, 64 part.columns]."""
+        if self.photo.integers is not None:
+            x = _to_bytes(tiles.permute(0, 2, 3, 1) * 255)
+            return self.photo.integers["analysis"].on_sphere(x, qualities, part)
+        with on_sphere(part):
+            return self.photo.analysis(tiles, self._quality(qualities)).permute(0, 2, 3, 1)
 
     def _to_be_coded(
         self, y: Tensor, band: SphereGrid, qualities: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Of a band: fixed-point latents [n, 4, 4 columns, M], hyperlatents [n, 1, columns, Z]."""
-        y = _channels_last(y[..., : HYPER_STRIDE * band.columns])
+        y = y[:, :, : HYPER_STRIDE * band.columns].contiguous()
+        if self.photo.integers is not None:
+            z = self.photo.integers["hyper_analysis"].on_sphere(y, qualities, band)
+            return y.cpu(), z.int().cpu()
         with on_sphere(band):
-            z = self.photo.hyper_analysis(y, self._quality(qualities))
-        latents = to_fixed_point(y.permute(0, 2, 3, 1)).cpu()
-        return latents, torch.round(z.permute(0, 2, 3, 1).float()).int().cpu()
+            z = self.photo.hyper_analysis(y.permute(0, 3, 1, 2), self._quality(qualities))
+        z = torch.round(z.permute(0, 2, 3, 1).float()).int()
+        return to_fixed_point(y).cpu(), z.cpu()
 
     def _quality(self, qualities: list[int]) -> Tensor:
         """For the transforms, [n]."""
@@ -227,6 +238,7 @@ class SphereCodec:
         threads: int | None = None,
         seconds: dict[str, float] | None = None,
         rows: tuple[int, int] | None = None,
+        widths: bytes = b"",
     ) -> np.ndarray:
         """Decode a picture, or some of its rows: uint8 [rows, width, 3].
 
@@ -240,6 +252,8 @@ class SphereCodec:
             tile_log2, threads: as in ``compress``.
             seconds: times are added to its items ``entropy``, ``rans`` and ``synthesis``.
             rows: the first and the one after the last; None for all.
+            widths: of the synthesis' weights, of dynamic integers; 8 bits everywhere if empty, as
+                this encoder has them.
 
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
@@ -257,10 +271,13 @@ class SphereCodec:
         if not 0 <= begin < end <= height:
             raise InputError(f"rows {begin} to {end - 1} of {height} cannot be decoded")
         seconds = {} if seconds is None else seconds
+        integers = self.photo.integers
+        bits = None if integers is None else integers["synthesis"].unpack(widths)
         heads = [_read_widths(s, b - a, full) for s, (a, b) in zip(streams, bands, strict=True)]
         grid = SphereGrid(tuple(w for widths, _ in heads for w in widths))
         qualities = _qualities(grid, quality_code, full)
         pixels: np.ndarray | None = None
+        exact = integers is not None
         with thread_count(threads) as count, torch.inference_mode():
             latents = _BandDecoder(
                 self.photo.entropy_model, heads, bands, grid, qualities, count, seconds
@@ -270,10 +287,10 @@ class SphereCodec:
                 first, last = low // UNIT, -(-high // UNIT)
                 y = latents.tiles(*_with_halo(first, last, tiles))
                 began = time.perf_counter()
-                x = self._synthesize(y, grid, qualities, full, first, last)
-                x = _to_width(x, width)
-                x = _to_rows(x, UNIT * first, UNIT * tiles, height, top, bottom)
-                x = (x[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+                x = self._synthesize(y, grid, qualities, full, first, last, bits)
+                x = _to_width(x, width, exact)
+                x = _to_rows(x, UNIT * first, UNIT * tiles, height, top, bottom, exact)
+                x = _to_bytes(x[0].permute(1, 2, 0))
                 if pixels is None:  # not before a stream has made sense
                     pixels = np.empty((end - begin, width, 3), np.uint8)
                 pixels[top - begin : bottom - begin] = x.numpy()
@@ -289,21 +306,26 @@ class SphereCodec:
         full: int,
         first: int,
         last: int,
+        bits: Bits | None,
     ) -> Tensor:
         """Rows of the picture of the tiles ``first`` to ``last`` - 1: [1, 3, 64 n, 64 full].
 
-        ``latents`` are those of the tiles and of the halo.
+        ``latents`` are those of the tiles and of the halo; values are 0 to 255, nominally.
         """
         top, bottom = _with_halo(first, last, grid.tiles)
-        part = grid.cut(top, bottom)
-        y = latents[:, :, : HYPER_STRIDE * part.columns].permute(0, 3, 1, 2)
-        y = y.to(self.photo.device).float() / (1 << LATENT_FRACTION_BITS)
-        with on_sphere(part):
-            x = self.photo.synthesis(y, self._quality(qualities[top:bottom]))
-        x = x[first - top : last - top].float().cpu()
-        x = F.pad(x, (0, UNIT * full - x.shape[3]))
+        part, qualities = grid.cut(top, bottom), qualities[top:bottom]
+        y = latents[:, :, : HYPER_STRIDE * part.columns].to(self.photo.device)
+        if self.photo.integers is not None:
+            x = self.photo.integers["synthesis"].on_sphere(y, qualities, part, bits=bits)
+            x = x[first - top : last - top].permute(0, 3, 1, 2).float().cpu()
+        else:
+            y = y.permute(0, 3, 1, 2).float() / (1 << LATENT_FRACTION_BITS)
+            with on_sphere(part):
+                x = self.photo.synthesis(y, self._quality(qualities))
+            x = x[first - top : last - top].float().cpu() * 255
+        x = F.pad(x, (0, UNIT * full - x.shape[3])).contiguous()
         widths = [UNIT * width for width in grid.widths[first:last]]
-        return pseudocylindrical_unslice(x.contiguous(), widths)
+        return pseudocylindrical_unslice(x, widths, exact=self.photo.integers is not None)
 
 
 @dataclass
@@ -423,6 +445,11 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _to_bytes(x: Tensor) -> Tensor:
+    """Floats of 0 to 255, rounded: uint8, contiguous."""
+    return x.round().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
 def _tile_rows(pixels: np.ndarray, first: int, last: int) -> Tensor:
     """Tiles at full width, the picture resampled to whole ones: [1, 3, 64 n, 64 full]."""
     tiles, full = grid_size(*pixels.shape[:2])
@@ -447,29 +474,44 @@ def _rows_read(source: int, target: int, begin: int, end: int) -> tuple[int, int
     return int(rows.min()), int(rows.max()) + 1
 
 
-def _row_taps(source: int, target: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+def _row_taps(
+    source: int, target: int, begin: int, end: int, exact: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and weights, [taps, rows]; beyond the poles there is nothing to read."""
-    rows, weights = cubic_taps(source, target, np.arange(begin, end))
-    weights = np.where((rows >= 0) & (rows < source), weights, 0.0)
-    return rows.clip(0, source - 1), weights / weights.sum(0)
+    rows, weights = cubic_taps(source, target, np.arange(begin, end), exact)
+    weights = np.where((rows >= 0) & (rows < source), weights, 0)
+    return rows.clip(0, source - 1), normalized(weights)
 
 
-def _to_rows(x: Tensor, low: int, source: int, target: int, begin: int, end: int) -> Tensor:
+def _to_rows(
+    x: Tensor, low: int, source: int, target: int, begin: int, end: int, exact: bool = False
+) -> Tensor:
     """Resampled to ``target`` rows, by cubic kernels: those from ``begin`` to ``end`` - 1.
 
-    ``x`` is [1, C, rows, W], of ``source`` rows those from ``low`` on.
+    ``x`` is [1, C, rows, W], of ``source`` rows those from ``low`` on. ``exact``: as in
+    :func:`_to_width`.
     """
     if source == target:
         return x[:, :, begin - low : end - low]
-    rows, weights = _row_taps(source, target, begin, end)
-    return _weighted(x, 2, rows - low, weights[:, :, None])
+    rows, weights = _row_taps(source, target, begin, end, exact)
+    return _weighted(_to_eighths(x) if exact else x, 2, rows - low, weights[:, :, None])
 
 
-def _to_width(x: Tensor, width: int) -> Tensor:
-    """Resampled to ``width`` columns, by cubic kernels, around the sphere."""
+def _to_eighths(x: Tensor) -> Tensor:
+    """Rounded so that the next resampling is exact: see ``pseudocylindrical_unslice``."""
+    return (x * 8).round_().clamp_(0, 8 * 255) / 8
+
+
+def _to_width(x: Tensor, width: int, exact: bool = False) -> Tensor:
+    """Resampled to ``width`` columns, by cubic kernels, around the sphere.
+
+    ``exact``: so that no sum of values of 0 to 255 is rounded, but they are, to eighths, before.
+    """
     if x.shape[3] == width:
         return x
-    table = cubic_resampling(x.shape[3], width)
+    if exact:
+        x = _to_eighths(x)
+    table = cubic_resampling(x.shape[3], width, exact=exact)
     columns = (table.first + np.arange(len(table.weights))[:, None]) % x.shape[3]
     return _weighted(x, 3, columns, table.weights)
 

@@ -61,13 +61,15 @@ def pseudocylindrical_slice(
 
 
 def pseudocylindrical_unslice(
-    tiles: Tensor, widths: Sequence[int], *, backend: str | None = None
+    tiles: Tensor, widths: Sequence[int], *, exact: bool = False, backend: str | None = None
 ) -> Tensor:
     """The picture of a representation, by the same formula: what was smoothed away stays so.
 
     Args:
         tiles: float64, float32, float16 or bfloat16 [N * T, C, h, W].
         widths: of the T tiles, pixels.
+        exact: round weights to multiples of 2**-12. Of float32 tiles with multiples of 1/8 from 0
+            to 255 no sum is then rounded, so every machine has the same result. It has no gradient.
         backend: as in :func:`pseudocylindrical_slice`.
 
     Returns:
@@ -76,7 +78,12 @@ def pseudocylindrical_unslice(
     Raises:
         InputError: an argument does not fit the description above.
     """
-    return _resample(tiles, widths, False, backend)
+    if not exact:
+        return _resample(tiles, widths, False, backend)
+    _check(tiles, widths, False)
+    require(_name(False), tiles.dtype == torch.float32, f"{tiles.dtype} sums are not exact")
+    run = implementation(_name(False), _IMPLEMENTATIONS, tiles, backend)
+    return run(tiles.detach(), list(widths), False, False, exact=True)
 
 
 def _resample(x: Tensor, widths: Sequence[int], to_tiles: bool, backend: str | None) -> Tensor:
@@ -86,6 +93,10 @@ def _resample(x: Tensor, widths: Sequence[int], to_tiles: bool, backend: str | N
     _check(x, widths, to_tiles)
     run = implementation(_name(to_tiles), _IMPLEMENTATIONS, x, backend)
     return run(x, widths, to_tiles, False)
+
+
+MAX_EXACT = 1 << 15
+"""Columns whose exact weights int64 has room for."""
 
 
 @dataclass(frozen=True)
@@ -121,37 +132,68 @@ class Resampling:
 
 
 @functools.lru_cache(maxsize=256)
-def cubic_resampling(source: int, target: int, transposed: bool = False) -> Resampling:
-    """The map from rows of ``source`` columns to rows of ``target``, or its transposed."""
+def cubic_resampling(
+    source: int, target: int, transposed: bool = False, exact: bool = False
+) -> Resampling:
+    """The map from rows of ``source`` columns to rows of ``target``, or its transposed.
+
+    ``exact``: see :func:`cubic_taps`.
+    """
     if transposed:
-        return cubic_resampling(source, target).transposed()
+        return cubic_resampling(source, target, exact=exact).transposed()
     if source == target:
         return Resampling(source, target, np.arange(target), np.ones((1, target)))
-    position, weights = cubic_taps(source, target, np.arange(target))
-    return Resampling(source, target, position[0], weights / weights.sum(0))
+    position, weights = cubic_taps(source, target, np.arange(target), exact)
+    return Resampling(source, target, position[0], normalized(weights))
 
 
 def cubic_taps(
-    source: int, target: int, columns: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    source: int, target: int, columns: NDArray[np.int64], exact: bool = False
+) -> tuple[NDArray[np.int64], NDArray]:
     """What columns of ``target`` read of ``source``: its columns, or beyond, and the kernel there.
 
+    Args:
+        source, target: columns.
+        columns: of ``target``, int64 [n].
+        exact: weights are integers, not floats, which :func:`normalized` keeps exact; of at most
+            ``MAX_EXACT`` columns.
+
     Returns:
-        Consecutive positions and weights that are not yet divided by their sum, [taps, columns].
+        Consecutive positions and weights that :func:`normalized` takes, [taps, n].
     """
     scale = max(1.0, source / target)
     centre = (columns + 0.5) * source / target - 0.5
     first = np.floor(centre - 2 * scale).astype(np.int64) + 1
     position = first + np.arange(int(np.ceil(4 * scale)))[:, None]
-    return position, _cubic((position - centre) / scale)
+    unit = 2 * max(source, target)
+    distance = np.abs(2 * target * position + target - (2 * columns + 1) * source)
+    if exact:
+        require("cubic_taps", unit <= 2 * MAX_EXACT, f"more than {MAX_EXACT} columns")
+        return position, _cubic(distance, unit)
+    return position, _cubic(distance / unit, 1.0)
 
 
-def _cubic(d: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys, "Cubic convolution interpolation for digital image processing", 1981; a = -1/2."""
-    d = np.abs(d)
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+def _cubic(d: NDArray, unit: float) -> NDArray:
+    """The kernel at d / unit, times 2 unit**3: in integers if these are.
+
+    Keys, "Cubic convolution interpolation for digital image processing", 1981; a = -1/2.
+    """
+    near = (3 * d - 5 * unit) * d * d + 2 * unit**3
+    far = ((5 * unit - d) * d - 8 * unit**2) * d + 4 * unit**3
+    return np.where(d <= unit, near, np.where(d < 2 * unit, far, 0))
+
+
+def normalized(weights: NDArray) -> NDArray[np.float64]:
+    """Weights [taps, n] of :func:`cubic_taps`, some perhaps put to 0, with sums of 1.
+
+    If they are integers, so are the results, times 2**12.
+    """
+    if not np.issubdtype(weights.dtype, np.integer):
+        return weights / weights.sum(0)
+    units = (weights << 10) // (weights.sum(0) >> 2)
+    largest = weights.argmax(0)
+    units[largest, np.arange(weights.shape[1])] += (1 << 12) - units.sum(0)
+    return units / (1 << 12)
 
 
 @dataclass(frozen=True)
@@ -179,13 +221,14 @@ def resampling_tables(
     transposed: bool,
     dtype: torch.dtype,
     device: torch.device,
+    exact: bool = False,
 ) -> Tables:
     """Tables of the maps from the picture's width to the tiles' (``to_tiles``) or back.
 
     Kept, since pictures of one size come in rows. ``dtype`` is that of the weights.
     """
     different = sorted(set(widths))
-    maps = [_tile_map(width, w, to_tiles, transposed) for w in different]
+    maps = [_tile_map(width, w, to_tiles, transposed, exact) for w in different]
     first = np.zeros((len(maps), width), np.int32)
     weights = np.zeros((len(maps), max(len(m.weights) for m in maps), width))
     for i, m in enumerate(maps):
@@ -199,11 +242,13 @@ def resampling_tables(
     )
 
 
-def _tile_map(width: int, tile_width: int, to_tiles: bool, transposed: bool) -> Resampling:
+def _tile_map(
+    width: int, tile_width: int, to_tiles: bool, transposed: bool, exact: bool
+) -> Resampling:
     # A transposed map goes from where its own map ends.
     if to_tiles == transposed:
-        return cubic_resampling(tile_width, width, transposed)
-    return cubic_resampling(width, tile_width, transposed)
+        return cubic_resampling(tile_width, width, transposed, exact)
+    return cubic_resampling(width, tile_width, transposed, exact)
 
 
 def _name(to_tiles: bool) -> str:
@@ -223,7 +268,9 @@ def _check(x: Tensor, widths: Sequence[int], to_tiles: bool) -> None:
     require(name, fits, f"{height} rows cannot be cut into {len(widths)} equal tiles")
 
 
-def _reference(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool) -> Tensor:
+def _reference(
+    x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool, exact: bool = False
+) -> Tensor:
     """The definition, a tile at a time."""
     tiles, width = len(widths), x.shape[3]
     if to_tiles:
@@ -232,7 +279,7 @@ def _reference(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: boo
         rows = x.unflatten(0, (-1, tiles)).unbind(1)
     results = []
     for part, tile_width in zip(rows, widths, strict=True):
-        m = _tile_map(width, tile_width, to_tiles, transposed)
+        m = _tile_map(width, tile_width, to_tiles, transposed, exact)
         value = x.new_zeros(*part.shape[:3], m.target, dtype=accumulator(x.dtype))
         for k, weight in enumerate(m.weights):
             columns = torch.from_numpy((m.first + k) % m.source).to(x.device)
@@ -242,13 +289,19 @@ def _reference(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: boo
     return stacked.reshape(sliced_shape(x, tiles, to_tiles))
 
 
-def _tables(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool) -> Tables:
+def _tables(
+    x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool, exact: bool
+) -> Tables:
     dtype = accumulator(x.dtype)
-    return resampling_tables(tuple(widths), x.shape[3], to_tiles, transposed, dtype, x.device)
+    return resampling_tables(
+        tuple(widths), x.shape[3], to_tiles, transposed, dtype, x.device, exact
+    )
 
 
-def _native(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool) -> Tensor:
-    tables = _tables(x, widths, to_tiles, transposed)
+def _native(
+    x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool, exact: bool = False
+) -> Tensor:
+    tables = _tables(x, widths, to_tiles, transposed, exact)
     out = _cpu.pseudocylindrical_resample(
         to_numpy(x),
         dtype_name(x.dtype),
@@ -265,9 +318,11 @@ def _native(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool) 
 def _on_gpu(run):
     """A kernel of ``pseudocylindrical_kernels``, given the tables."""
 
-    def call(x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool) -> Tensor:
+    def call(
+        x: Tensor, widths: Sequence[int], to_tiles: bool, transposed: bool, exact: bool = False
+    ) -> Tensor:
         out = x.new_empty(sliced_shape(x, len(widths), to_tiles))
-        run(x.contiguous(), _tables(x, widths, to_tiles, transposed), to_tiles, out)
+        run(x.contiguous(), _tables(x, widths, to_tiles, transposed, exact), to_tiles, out)
         return out
 
     return call

@@ -181,6 +181,7 @@ class QuantizedConv2d:
         options = ConvOptions(out_dtype, relu, stride, upscale, bits)
         _check_parameters(weight, bias, multiplier, shift, options)
         self.in_channels = in_channels or weight.shape[3] * (1 + (weight.dtype == torch.uint8))
+        self.kernel_size = tuple(weight.shape[1:3])
         self._weight, self._zero_point, self._options = weight, zero_point, options
         self._arguments = (weight, bias, multiplier, shift, options, zero_point)
         self.packed = None

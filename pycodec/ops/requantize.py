@@ -37,8 +37,8 @@ def requantize(
 
     Args:
         x: int16 or int32 [..., C], contiguous.
-        multiplier: int32 [C].
-        offset: int64 [C].
+        multiplier: int32 [C], or [N, C] for the images of x [N, ..., C].
+        offset: int64, as many.
         shift: 1 to 62.
         out_dtype: uint8, int8 or int16.
         lower, upper: what results are clamped to; None for the ends of ``out_dtype``.
@@ -64,14 +64,17 @@ def requantize(
     )
     _require(x.dtype in INPUT_DTYPES and x.is_contiguous(), "x must be contiguous int16 or int32")
     _require(x.dim() > 0, "x needs a dimension of channels")
-    channels = x.shape[-1:]
+    shape = x.shape[-1:]
+    if multiplier.dim() == 2:
+        _require(x.dim() > 1, "x needs a dimension of images")
+        shape = torch.Size((x.shape[0], x.shape[-1]))
     _require(
-        multiplier.dtype == torch.int32 and multiplier.shape == channels,
-        f"multiplier must be int32 {list(channels)}",
+        multiplier.dtype == torch.int32 and multiplier.shape == shape,
+        f"multiplier must be int32 {list(shape)}",
     )
     _require(
-        offset.dtype == torch.int64 and offset.shape == channels,
-        f"offset must be int64 {list(channels)}",
+        offset.dtype == torch.int64 and offset.shape == shape,
+        f"offset must be int64 {list(shape)}",
     )
     _require(1 <= shift <= MAX_SHIFT, f"shift must be in 1..{MAX_SHIFT}, not {shift}")
     if backend == "native":
@@ -83,6 +86,9 @@ def requantize(
         )
         return torch.from_numpy(made)
     _require(backend == "reference", f"there is no backend {backend} of requantize")
+    if multiplier.dim() == 2:
+        between = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
+        multiplier, offset = multiplier.view(between), offset.view(between)
     value = (x.long() * multiplier + offset) >> shift
     return value.clamp(lower, upper).to(out_dtype)
 

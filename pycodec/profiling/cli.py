@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from pycodec import api
-from pycodec.coding.container import peek, refuse_large
+from pycodec.coding.container import peek, refuse_large, unpack
 from pycodec.errors import InputError
 from pycodec.images import DEFAULT_MAX_PIXELS, atomic_write, load_image
-from pycodec.models.photo import PhotoCodec
+from pycodec.models.photo import PRECISIONS, PhotoCodec
+from pycodec.models.zoo import DEFAULT_SPHERE_MODEL
 from pycodec.profiling.machine import describe_machine, measure_ceilings
 from pycodec.profiling.profile import Profile, make_profile, record
 from pycodec.profiling.report import to_html, to_table, to_trace
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
             command.add_argument("--projection", choices=api.PROJECTIONS, default="auto")
         command.add_argument("--model", metavar="NAME", help="name or path of the model")
+        command.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            help="of the transforms (default: what encode and decode take)",
+        )
         command.add_argument("--device", metavar="NAME", help="cpu, cuda ... (default: cpu)")
         command.add_argument("--threads", type=cli.positive_int, metavar="N")
         command.add_argument(
@@ -77,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _encoding(args: argparse.Namespace) -> tuple[Callable[[], Any], Any, str]:
     picture = load_image(args.file, max_pixels=args.max_pixels)
-    model = api.encoding_model(args.model, args.lossless, args.device)
+    model = api.encoding_model(args.model, args.lossless, args.device, args.precision)
+    if args.model is None and api.is_sphere(picture, args.projection, model):
+        model = api.load_model(DEFAULT_SPHERE_MODEL, args.device, args.precision)
 
     def call() -> Any:
         return api.encode_picture(
@@ -89,6 +97,7 @@ def _encoding(args: argparse.Namespace) -> tuple[Callable[[], Any], Any, str]:
             threads=args.threads,
             tile=args.tile,
             projection=args.projection,
+            precision=args.precision,
         )
 
     how = "lossless" if args.lossless else f"quality {args.quality:g}"
@@ -101,15 +110,24 @@ def _decoding(args: argparse.Namespace) -> tuple[Callable[[], Any], Any, str]:
         data = Path(args.file).read_bytes()
     except OSError as error:
         raise InputError(f"{args.file}: cannot be read: {error.strerror}") from error
-    header = peek(data)
+    header, precision = peek(data), args.precision
     refuse_large(header, args.max_pixels)
+    asked = unpack(memoryview(data)).precision
+    if precision is None and asked is not None:
+        precision, _ = api.unpack_precision(asked)
     if args.model is None:
-        model = api.find_model(header.fingerprint, args.device)
+        model = api.find_model(header.fingerprint, args.device, precision)
     else:
-        model = api.load_model(args.model, args.device)
+        model = api.load_model(args.model, args.device, precision)
 
     def call() -> Any:
-        return api.decode_picture(data, model=model, device=args.device, threads=args.threads)
+        return api.decode_picture(
+            data,
+            model=model,
+            device=args.device,
+            threads=args.threads,
+            precision=precision,
+        )
 
     return call, model, f"Decoding {Path(args.file).name}, {header.width}x{header.height}"
 

@@ -96,8 +96,8 @@ class Recorder:
             for name, kind, begin, end, thread, work in self._raw
         ]
         native, self.dropped = _cpu.take_spans()
-        for name, thread, begin, end, size, operations, arithmetic, number, is_wave in native:
-            kind, lane = (WAVE, "waves") if is_wave else (KERNEL, _lane(thread))
+        for name, thread, begin, end, size, operations, arithmetic, number, kind in native:
+            lane = "waves" if kind == WAVE else _lane(thread)
             self.spans.append(
                 Span(name, kind, begin, end, lane, size, operations, arithmetic, None, number)
             )

@@ -220,7 +220,7 @@ def _write(folder: Path, out: Path, precision: str, tensors: dict[str, Tensor]) 
     """Add integers to a copy of the model, or to the model itself."""
     if out.resolve() != folder.resolve():
         description, weights = read_model_folder(folder, KIND)
-        write_model_folder(out, KIND, weights, description["config"])
+        write_model_folder(out, KIND, weights, description["config"], base=description.get("base"))
     save_integers(out, precision, tensors)
     load_photo_model(out, precision=precision)  # what does not load is not to be announced
     _say(f"{model_bytes(tensors)} bytes of integers")

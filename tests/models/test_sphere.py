@@ -13,14 +13,18 @@ from skimage import data
 
 import pycodec
 from pycodec.cli import main
-from pycodec.coding.container import Codec, peek
+from pycodec.coding.container import Codec, pack, peek, unpack
 from pycodec.errors import CodecError, CorruptStreamError, InputError
 from pycodec.evaluation.sphere import ws_psnr
 from pycodec.images import load_image
 from pycodec.models import sphere
+from pycodec.models.model_folder import WEIGHTS
+from pycodec.models.photo import load_photo_model
 from pycodec.models.photo_network import LAMBDA_MAX, LAMBDA_MIN
 from pycodec.models.sphere import UNIT, SphereCodec, tile_quality, tile_weight
 from pycodec.models.zoo import load_model
+
+from ..levels import LEVELS, simd_level
 
 
 def panorama(height: int, width: int) -> np.ndarray:
@@ -250,6 +254,68 @@ def test_bad_input(codec):
             codec.compress(pixels, **options)
     with pytest.raises(InputError, match="uint8"):
         codec.compress(pixels[..., 0])
+
+
+@pytest.fixture(scope="module")
+def integer_codec() -> SphereCodec:
+    return SphereCodec(load_model("photo-sphere", precision="mixed"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (70, 1), (100, 200), (130, 256), (256, 512)], ids=str)
+def test_integers_code_as_floats_do(integer_codec, size):
+    pixels = panorama(*size)
+    floats = SphereCodec(load_model("photo-sphere", precision="fp32"))
+    results = []
+    for coder in (floats, integer_codec):
+        coded = coder.compress(pixels, 60)
+        error = np.square(decode(coder, coded, pixels).astype(float) - pixels).mean()
+        results.append((sum(map(len, coded.streams)), error))
+    (length, error), (integer_length, integer_error) = results
+    assert integer_length == pytest.approx(length, rel=0.01, abs=8)
+    assert integer_error < 1.04 * error + 0.3
+    # Each reads what the other wrote.
+    near = decode(floats, coded, pixels).astype(int) - decode(integer_codec, coded, pixels)
+    assert np.abs(near).mean() < 0.7
+
+
+@pytest.mark.parametrize("size", [(640, 256), (600, 250)], ids=str)
+def test_pixels_of_integers_are_exact(integer_codec, monkeypatch, size):
+    """On any processor, whole or in part, in one piece or in chunks."""
+    pixels = panorama(*size)
+    coded = integer_codec.compress(pixels, 60, tile_log2=7)
+    whole = decode(integer_codec, coded, pixels)
+    for rows in ((0, 1), (250, 390)):
+        part = decode(integer_codec, coded, pixels, rows=rows, threads=1)
+        assert np.array_equal(part, whole[slice(*rows)])
+    monkeypatch.setattr(sphere, "CHUNK_PIXELS", 1)
+    assert np.array_equal(decode(integer_codec, coded, pixels), whole)
+    assert integer_codec.compress(pixels, 60, tile_log2=7).streams == coded.streams
+    for level in LEVELS:
+        with simd_level(level):
+            other = SphereCodec(load_photo_model(WEIGHTS / "photo-sphere", precision="mixed"))
+            assert np.array_equal(decode(other, coded, pixels), whole)
+
+
+def test_integers_turn_with_the_sphere(integer_codec):
+    pixels = panorama(256, 512)
+    turned = np.roll(pixels, 128, axis=1)
+    widths = [4, 8, 8, 4]
+    coded = [integer_codec.compress(p, 50, widths=widths) for p in (pixels, turned)]
+    a, b = (decode(integer_codec, c, pixels) for c in coded)
+    assert np.array_equal(np.roll(a, 128, axis=1), b)
+
+
+def test_exact_pixels_of_files():
+    pixels = panorama(128, 256)
+    asks = pycodec.encode(pixels, 40, projection="erp", exact_pixels=True)
+    expected = pycodec.decode(asks, precision="int8")
+    assert np.array_equal(pycodec.decode(asks), expected)
+    assert not np.array_equal(pycodec.decode(asks, precision="fp32"), expected)
+    container = unpack(memoryview(asks))
+    assert container.precision == b"\x01"
+    container.precision = b"\x01\x00\x01"  # widths of a model that has none
+    with pytest.raises(CorruptStreamError, match="widths"):
+        pycodec.decode(pack(container))
 
 
 XMP = (

@@ -47,8 +47,11 @@ def draw_tiles(seed, geometry, pictures=1, channels=1, dtype=torch.float64, chan
     return x.permute(0, 2, 3, 1).contiguous() if channels_last else x
 
 
-def naive_pad(x, geometry):
-    """Pads float64 or integers [N * T, C, h, W]: every pixel is looked up by where it is."""
+def naive_pad(x, geometry, mixed=False):
+    """Pads float64 or integers [N * T, C, h, W]: every pixel is looked up by where it is.
+
+    ``mixed``: integers in 256ths of two of them, not the nearest.
+    """
     widths, width, height, (rows, columns) = geometry
     tiles = len(widths)
     x = x.numpy()
@@ -63,11 +66,16 @@ def naive_pad(x, geometry):
             tile, row = divmod(math.floor(colatitude * tiles * height), height)
             source = x[tile::tiles, :, row, : widths[tile]]
             position = longitude % 1 * widths[tile]
-            if x.dtype.kind == "f":
+            if x.dtype.kind == "f" or mixed:
                 left = math.floor(position - HALF)
-                weight = float(position - HALF - left)
-                right = source[..., (left + 1) % widths[tile]]
-                value = (1 - weight) * source[..., left % widths[tile]] + weight * right
+                weight = position - HALF - left
+                ends = source[..., left % widths[tile]], source[..., (left + 1) % widths[tile]]
+                if mixed:
+                    share = math.floor(256 * weight + HALF)
+                    a, b = (end.astype(int) for end in ends)
+                    value = (a * (256 - share) + b * share + 128) // 256
+                else:
+                    value = (1 - float(weight)) * ends[0] + float(weight) * ends[1]
             else:
                 value = source[..., math.floor(position)]
             out[t::tiles, :, r, w + columns] = value

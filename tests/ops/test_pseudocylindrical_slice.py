@@ -105,6 +105,44 @@ def test_transposed_map(source, target):
     assert len(m.transposed().weights) <= 4 * max(1, target / source) + 2
 
 
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_exact_weights(source, target):
+    exact, real = (cubic_resampling(source, target, exact=e) for e in (True, False))
+    assert np.array_equal(exact.first, real.first)
+    units = exact.weights * 4096
+    assert np.array_equal(units, units.round()) and np.array_equal(units.sum(0), [4096] * target)
+    # Each is rounded down; what is missing goes to the largest.
+    assert np.abs(exact.weights - real.weights).max() <= len(units) / 4096
+
+
+@given(SEEDS, geometries(largest=130), st.sampled_from(LEVELS))
+@settings(max_examples=40)
+def test_exact_sums_are_those_of_float64(seed, geometry, level):
+    """No sum is rounded, whatever the order."""
+    widths, width, height, _ = geometry
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, 8 * 255 + 1, (len(widths), 2, height, width)) / 8)
+    expected = torch.zeros(1, 2, len(widths), height, width, dtype=torch.float64)
+    for tile, w in enumerate(widths):
+        m = cubic_resampling(w, width, exact=True)
+        for k, weights in enumerate(m.weights):
+            columns = (m.first + k) % w
+            expected[0, :, tile] += x[tile][..., columns] * torch.from_numpy(weights)
+    for backend in BACKENDS:
+        with simd_level(level):
+            made = pseudocylindrical_unslice(x.float(), widths, exact=True, backend=backend)
+        assert torch.equal(made.double(), expected.flatten(2, 3))
+    near = pseudocylindrical_unslice(x, widths)
+    assert (near - expected.flatten(2, 3)).abs().max() < 0.6
+
+
+def test_exact_sums_need_float32():
+    with pytest.raises(InputError, match="not exact"):
+        pseudocylindrical_unslice(torch.zeros(1, 1, 2, 4, dtype=torch.float64), [3], exact=True)
+    with pytest.raises(InputError, match="more than 32768 columns"):
+        cubic_resampling(40000, 40001, exact=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_widths_are_copied(backend):
     x = torch.randn(2, 3, 8, 9)

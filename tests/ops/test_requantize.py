@@ -23,8 +23,9 @@ def cases(draw):
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 9)), channels)
     shift = draw(st.integers(1, 44))
     x = rng.integers(*ends, shape, dtype)
-    multiplier = rng.integers(0, 2**30, channels, np.int32)
-    offset = rng.integers(-(2**61), 2**61, channels) >> draw(st.integers(0, 50))
+    each = (shape[0], channels) if len(shape) > 1 and draw(st.booleans()) else (channels,)
+    multiplier = rng.integers(0, 2**30, each, np.int32)
+    offset = rng.integers(-(2**61), 2**61, each) >> draw(st.integers(0, 50))
     out_dtype = draw(st.sampled_from(OUTPUT_DTYPES))
     options = {"out_dtype": out_dtype}
     if draw(st.booleans()):
@@ -41,6 +42,9 @@ def test_native_equals_the_formula(case):
     x, multiplier, offset = (t.numpy().astype(object) for t in tensors)
     limits = torch.iinfo(options["out_dtype"])
     lower, upper = options.get("lower", limits.min), options.get("upper", limits.max)
+    if multiplier.ndim == 2:  # of each image
+        between = [len(x), *[1] * (x.ndim - 2), x.shape[-1]]
+        multiplier, offset = multiplier.reshape(between), offset.reshape(between)
     formula = np.clip((x * multiplier + offset) >> shift, lower, upper).astype(np.int64)
     expected = torch.from_numpy(formula).to(options["out_dtype"])
     reference = requantize(*tensors, shift, **options, backend="reference")
@@ -65,6 +69,11 @@ BAD_ARGUMENTS = {
     "x dtype": {"x": torch.zeros(2, 3, dtype=torch.int8)},
     "x layout": {"x": torch.zeros(3, 2, dtype=torch.int16).T},
     "multiplier": {"multiplier": torch.zeros(2, dtype=torch.int32)},
+    "images": {
+        "multiplier": torch.zeros(3, 3, dtype=torch.int32),
+        "offset": torch.zeros(3, 3, dtype=torch.int64),
+    },
+    "one of both": {"multiplier": torch.zeros(2, 3, dtype=torch.int32)},
     "offset": {"offset": torch.zeros(3, dtype=torch.int32)},
     "shift": {"shift": 63},
     "out_dtype": {"out_dtype": torch.int32},

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pycodec import _cpu, api
 from pycodec.cli import main
@@ -175,8 +176,6 @@ def test_the_page_in_a_browser(encoded, tmp_path):
 
 
 def test_the_command_line(tmp_path, capsys, photograph):
-    from PIL import Image
-
     picture, file = tmp_path / "a.png", tmp_path / "a.lci"
     Image.fromarray(photograph[:64, :96]).convert("L").save(picture)
     assert main(["encode", str(picture), str(file), "--lossless", "--quiet"]) == 0
@@ -202,3 +201,23 @@ def test_the_command_line_refuses(tmp_path, capsys):
     (tmp_path / "bad.lci").write_bytes(b"nothing")
     assert main(["profile", "decode", str(tmp_path / "bad.lci")]) == 1
     assert main(["profile", "encode", str(tmp_path / "none.png")]) == 1
+
+
+def test_layers_of_integers_have_names(tmp_path, capsys):
+    """Of transforms that run in C++ without a stop; decoders take the precision that is asked."""
+    picture, file = tmp_path / "a.png", tmp_path / "a.lci"
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    for projection in ("none", "erp"):
+        arguments = [str(picture), "--runs", "1", "--projection", projection]
+        assert main(["profile", "encode", *arguments, "--precision", "mixed"]) == 0
+        table = capsys.readouterr().out
+        assert table.count(" analysis.") == 18 and "torch.conv2d" not in table
+        stem = next(
+            line for line in table.splitlines() if "analysis.stem (quantized_conv2d)" in line
+        )
+        assert float(stem.split()[6]) > 0  # operations
+    arguments = ["--projection", "erp", "--exact-pixels", "--quiet"]
+    assert main(["encode", str(picture), str(file), *arguments]) == 0
+    assert main(["profile", "decode", str(file), "--runs", "1"]) == 0
+    assert "synthesis.tail (quantized_conv2d)" in capsys.readouterr().out

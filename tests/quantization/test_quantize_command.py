@@ -15,7 +15,9 @@ from skimage import data
 
 from pycodec import api
 from pycodec.cli import main
+from pycodec.models.model_folder import WEIGHTS, read_description
 from pycodec.models.photo import save_photo_model
+from pycodec.quantization.cli import _write
 from pycodec.quantization.export import export_entropy_model
 from pycodec.quantization.report import (
     LayerReport,
@@ -163,3 +165,14 @@ def test_report_of_layers_with_and_without_times(tmp_path):
     assert lines[0].startswith("layer,mean bits,chosen 4,chosen 8,chosen 12,loss % at 4")
     assert lines[1] == "a,5.00,3,1,0,1.500,-0.010,,20,40,60,0.500"
     assert lines[2] == "b,12.00,0,0,4,,,0.020,3,9,14,0.250"
+
+
+def test_a_model_that_completes_another_stays_one(tmp_path):
+    """Its integers are complete; its float tensors are still those that differ."""
+    folder, out = WEIGHTS / "photo-sphere", tmp_path / "mine"
+    tensors = safetensors.torch.load_file(folder / "int8.safetensors")
+    _write(folder, out, "int8", tensors)
+    description = read_description(out)
+    assert description["base"] == "photo" and list(description["files"]) == ["int8"]
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert api.load_model(out, precision="int8").fingerprint == api.load_model(folder).fingerprint

@@ -12,6 +12,7 @@ from skimage import data
 from pycodec import _cpu, api
 from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.images import Picture
+from pycodec.models.blocks import on_sphere
 from pycodec.models.integer_transforms import (
     PROGRAMS,
     Convert,
@@ -25,6 +26,7 @@ from pycodec.models.photo import TRANSFORMS, PhotoCodec, save_integers, save_pho
 from pycodec.models.photo_network import PhotoConfig, PhotoNetwork
 from pycodec.ops import quantized_conv2d
 from pycodec.ops.quantized_conv2d import unpack_int4
+from pycodec.projection.grid import SphereGrid
 from pycodec.quantization.calibration import (
     METHODS,
     minmax_scale,
@@ -112,16 +114,16 @@ def test_integers_follow_the_float_transforms(photo, quality):
     x = (torch.tensor(picture).float() / 255)[None].permute(0, 3, 1, 2)
     with torch.inference_mode():
         y = codec.analysis(x, torch.tensor([quality]))
-        latents = integer._integers["analysis"](torch.tensor(picture), round(quality * 100))
+        latents = integer.integers["analysis"](torch.tensor(picture), round(quality * 100))
         real = latents.float().permute(2, 0, 1)[None] / 1024
         signal, error = y.square().mean(), (real - y).square().mean()
         assert error < signal * 4e-3
         out = codec.synthesis(real, torch.tensor([quality]))[0].permute(1, 2, 0) * 255
-        made = integer._integers["synthesis"](latents, round(quality * 100))
+        made = integer.integers["synthesis"](latents, round(quality * 100))
         assert out.std() > 20
         assert (made.float() - out.clamp(0, 255)).abs().mean() < 2
         z = codec.hyper_analysis(real, torch.tensor([quality]))[0].permute(1, 2, 0).round()
-        hyper = integer._integers["hyper_analysis"](latents, round(quality * 100))
+        hyper = integer.integers["hyper_analysis"](latents, round(quality * 100))
         assert z.std() > 0.5
         assert (hyper - z).abs().mean() < 0.15
 
@@ -146,6 +148,55 @@ def test_every_backend_and_level_gives_the_same_bytes(integers):
             run("native", 1)
             run("native", 3)
     assert len(hashes) == 1
+
+
+GRIDS = (SphereGrid((1, 3, 3, 2)), SphereGrid((2, 2, 1), south=False), SphereGrid((1,), False))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_every_backend_and_level_gives_the_same_bytes_on_a_sphere(integers, grid):
+    qualities = [3000 + 1500 * tile for tile in range(grid.tiles)]
+    torch.manual_seed(0)
+    size = grid.tiles, 64, 64 * grid.columns
+    tiles = torch.tensor(np.resize(pixels(64, 200), (*size, 3)))
+    own = {rows: torch.from_numpy(grid.mask(rows)) for rows in (1, 4, 64)}
+    hashes = set()
+
+    def run(backend, threads=None):
+        made = {part: IntegerTransform(part, integers[part], backend) for part in TRANSFORMS}
+        latents = made["analysis"].on_sphere(tiles, qualities, grid, threads)
+        hyper = made["hyper_analysis"].on_sphere(latents, qualities, grid, threads)
+        out = made["synthesis"].on_sphere(latents, qualities, grid, threads)
+        assert out.shape == tiles.shape and hyper.shape[1:3] == (1, grid.columns)
+        results = [t[own[t.shape[1]]].numpy().tobytes() for t in (latents, hyper, out)]
+        hashes.add(hashlib.sha256(b"".join(results)).hexdigest())
+        return out
+
+    assert run("reference").unique().numel() > 20
+    for level in LEVELS:
+        with simd_level(level):
+            run("native", 1)
+            run("native", 3)
+    assert len(hashes) == 1
+
+
+def test_integers_follow_the_float_transforms_on_a_sphere(photo):
+    codec, folder, _ = photo
+    integer = api.load_model(folder, precision="int8")
+    grid, qualities = SphereGrid((2, 4, 3)), [2000, 6000, 9000]
+    tiles = torch.tensor(np.resize(pixels(64, 256), (3, 64, 256, 3)))
+    at = torch.tensor(qualities) / 100
+    with torch.inference_mode(), on_sphere(grid):
+        y = codec.analysis((tiles.float() / 255).permute(0, 3, 1, 2), at).permute(0, 2, 3, 1)
+        latents = integer.integers["analysis"].on_sphere(tiles, qualities, grid)
+        own = torch.from_numpy(grid.mask(4))
+        error = (latents / 1024 - y)[own].square().mean()
+        assert error < y[own].square().mean() * 4e-3
+        out = codec.synthesis((latents / 1024).permute(0, 3, 1, 2), at).permute(0, 2, 3, 1) * 255
+        made = integer.integers["synthesis"].on_sphere(latents, qualities, grid)
+        own = torch.from_numpy(grid.mask(64))
+        assert out[own].std() > 20
+        assert (made - out.clamp(0, 255))[own].abs().mean() < 2
 
 
 def test_variants_of_a_layer(photo, integers):
@@ -223,8 +274,6 @@ def test_precisions_that_cannot_be(photo, tmp_path):
         api.encode_picture(picture, 50, model=codec, precision="int8")
     with pytest.raises(InputError, match="knows no precision"):
         api.encode_picture(picture, 50, lossless=True, precision="int8")
-    with pytest.raises(UnsupportedError, match="sphere"):
-        api.encode_picture(picture, 50, model=folder, precision="int8", projection="erp")
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("model.json", "model.safetensors"):
@@ -354,15 +403,41 @@ def test_programs_refuse_steps_that_do_not_fit():
         program.convolve_to_layer(first, first)
     program.requantize(0, first)
     program.convolve(first)
-    x = np.ones((2, 3, 8), np.int16)
+    x = np.ones((1, 2, 3, 8), np.int16)
     right = (np.ones(8, np.int32), np.zeros(8, np.int64), 4, -128, 127)
-    assert program.run(x, [right]).shape == (2, 3, 4)
+    assert program.run(x, [right], []).shape == (1, 2, 3, 4)
+    each = (np.ones((1, 8), np.int32), np.zeros((1, 8), np.int64), 4, -128, 127)
+    assert program.run(x, [each], []).shape == (1, 2, 3, 4)
+    two = (np.ones((2, 8), np.int32), np.zeros((2, 8), np.int64), *each[2:])
     for bad, parameters, message in (
         (x, [], "another number of requantizations"),
         (x, [(right[0][1:], right[1], *right[2:])], "multiplier and offset"),
         (x[..., :4].copy(), [right], "another number of channels"),
         (x.astype(np.int8), [right], "int16 and int32"),
         (x[0], [right], "height, width, channels"),
+        (np.repeat(x, 3, 0), [two], "each channel"),
     ):
         with pytest.raises(InputError, match=message):
-            program.run(bad, parameters)
+            program.run(bad, parameters, [])
+
+
+def test_programs_refuse_borders_that_do_not_fit():
+    layer = _cpu.QuantizedConv2d(
+        np.ones((4, 3, 3, 8), np.int8), np.ones(4, np.int32), np.ones(4, np.int32), 8, np.int16
+    )
+    program = _cpu.TransformProgram()
+    program.requantize(0, program.add_layer(layer, "int8"))
+    program.convolve(0)
+    x = np.ones((2, 2, 3, 8), np.int16)
+    parameters = [(np.ones(8, np.int32), np.zeros(8, np.int64), 4, -128, 127)]
+    pixels = 2 * 4 * 5
+    assert program.run(x, parameters, [(2, np.array([[0, 6, 7, 256]]))]).shape == (2, 2, 3, 4)
+    for borders, message in (
+        ((4, np.array([[0, 6, 7, 1]])), "no borders for tiles"),
+        ((2, np.array([[pixels, 6, 7, 1]])), "outside their frame"),
+        ((2, np.array([[0, -1, 7, 1]])), "outside their frame"),
+        ((2, np.array([[0, 6, 7, 257]])), "outside their frame"),
+        ((2, np.array([0, 6, 7, 1])), "pixels, 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            program.run(x, parameters, [borders])
