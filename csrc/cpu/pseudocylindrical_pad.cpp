@@ -21,7 +21,7 @@ namespace pycodec {
 namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudocylindrical_tiles.py
-constexpr std::int64_t kTaskBytes = 64 * 1024;
+constexpr std::int64_t kTaskBytes = 128 * 1024;
 constexpr std::int64_t kStreamTaskBytes = 256 * 1024;
 // Outputs larger than this will not be in the cache when they are read again, so they are written
 // past it: lines need not be read before they are written.
