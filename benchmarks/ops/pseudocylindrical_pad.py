@@ -2,7 +2,9 @@
 
 Question: how close does the padding come to what memory allows? It reads every pixel of the tiles
 once and writes the padded tiles, zeros included; over its time these bytes are compared with those
-of PyTorch's copy of a tensor as large as the result, measured in turns with it. ``grid_sample``
+of PyTorch's copy of a tensor as large as the result, measured in turns with it. All take their turn
+after a rest, when what they read and write is no longer in the caches, nor their own code: of the
+smallest layers a part of the time is that of Python. ``grid_sample``
 takes the whole representation as one picture and samples it where the definition says, from a grid
 that was made before; the loop concatenates, tile by tile, rows that were resampled by indexing, as
 one would write it in plain PyTorch. Results are checked against each other.
@@ -14,7 +16,8 @@ system's clearing of fresh pages is most of what is measured.
 
 Peer: PyTorch's own operations; nothing to install.
 
-    python benchmarks/ops/pseudocylindrical_pad.py [--threads 1 2] [--device cuda] [--json FILE]
+    python benchmarks/ops/pseudocylindrical_pad.py [--threads 1 2] [--device cuda] [--layers 64x8]
+                                                   [--json FILE]
 """
 
 from __future__ import annotations
@@ -53,6 +56,14 @@ LAYERS = (
     (192, 4, 256, 2, torch.int8, True),
     (192, 8, 512, 2, torch.int8, True),
 )
+
+
+def layer_name(
+    channels: int, height: int, width: int, pad: int, dtype: torch.dtype, channels_last: bool
+) -> str:
+    layout = "NHWC" if channels_last else "NCHW"
+    element = str(dtype).removeprefix("torch.")
+    return f"{channels}x{height}x{width} pad {pad} {element} {layout}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="at least")
-    parser.add_argument("--seconds", type=float, default=1, help="for a layer, at least")
+    parser.add_argument("--seconds", type=float, default=3, help="for a layer, at least")
+    parser.add_argument(
+        "--layers", default="", metavar="TEXT", help="only those with it in the name"
+    )
     parser.add_argument("--widths", default="optimized", help="a preset")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args()
@@ -187,7 +201,10 @@ def main() -> None:
     rows = []
     for threads in [1] if on_gpu else options.threads:
         torch.set_num_threads(threads)
-        for channels, height, width, pad, dtype, channels_last in LAYERS:
+        for layer in LAYERS:
+            name, (channels, height, width, pad, dtype, channels_last) = layer_name(*layer), layer
+            if options.layers not in name:
+                continue
             preset = TileWidths.preset(options.widths)
             widths = preset.pixels(width)
             shape = (height, width, channels) if channels_last else (channels, height, width)
@@ -202,14 +219,11 @@ def main() -> None:
                 else:
                     medians = time_side_by_side(runs, options.rounds, options.seconds)
             moved = out.nbytes + x.nbytes * sum(widths) // (len(widths) * width)
-            layout = "NHWC" if channels_last else "NCHW"
-            name = str(dtype).removeprefix("torch.")
-            layer = f"{channels}x{height}x{width} pad {pad} {name} {layout}"
             copied = 2 * out.nbytes / medians["copy"]
             for implementation, median in medians.items():
                 speed = copied if implementation == "copy" else moved / median
                 row = Row(
-                    layer,
+                    name,
                     threads,
                     implementation,
                     round(median * 1e3, 3),
@@ -217,7 +231,7 @@ def main() -> None:
                     round(speed / copied, 3),
                 )
                 print(
-                    f"{layer:>36} {threads:>7}  {implementation:<16} {row.median_ms:9.3f}"
+                    f"{name:>36} {threads:>7}  {implementation:<16} {row.median_ms:9.3f}"
                     f" {row.gb_s:7.2f} {row.share_of_copy:7.2f}",
                     flush=True,
                 )

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <list>
 #include <map>
 #include <memory>
@@ -20,8 +21,7 @@ namespace pycodec {
 namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 15;  // MAX_WIDTH in pycodec/ops/pseudocylindrical_tiles.py
-constexpr std::int64_t kTaskBytes = 64 * 1024;
-constexpr std::int64_t kPrefetchBytes = 4 * 1024;
+constexpr std::int64_t kTaskBytes = 128 * 1024;
 constexpr std::int64_t kStreamTaskBytes = 256 * 1024;
 // Outputs larger than this will not be in the cache when they are read again, so they are written
 // past it: lines need not be read before they are written.
@@ -62,10 +62,11 @@ struct RowMap {
   std::int64_t columns;
   bool copied;  // columns `first`, first + 1 ... around the source, as they are
   std::int64_t first = 0;
+  std::vector<PadCopyBlock> copy_blocks;
   PadCopy copy = {};  // the same, of single elements
   // Otherwise, for each column: see PadInterpolation, whose arrays these are. The nearest column is
   // the left one of integers.
-  std::vector<std::int32_t> left, right, base, exceptions;
+  std::vector<std::int32_t> left, right, windows, left_places, right_places;
   std::vector<float> weight;
   std::vector<double> weight64;
   PadInterpolation interpolation = {};
@@ -73,15 +74,16 @@ struct RowMap {
   RowMap(const PadShape& s, std::int64_t source_, std::int64_t target_, bool turned)
       : source(source_), target(target_), columns(target + 2 * s.pad_columns) {
     sphere::SourceColumns read = sphere::source_columns(-s.pad_columns, source, target, turned);
+    const std::int64_t total = s.width + 2 * s.pad_columns;
     copied = source == target && read.rest == 0;
     if (copied) {
       first = read.left;
       const std::int64_t bytes = element_bytes(s.type);
-      copy = {source * bytes, first * bytes, columns * bytes,
-              (s.width + 2 * s.pad_columns) * bytes};
+      copy = {source * bytes, first * bytes, columns * bytes, total * bytes, nullptr, 0, 0};
+      add_copy_blocks();
       return;
     }
-    const auto size = static_cast<std::size_t>((columns + kPadBlock - 1) / kPadBlock * kPadBlock);
+    const auto size = static_cast<std::size_t>(ceil_div(columns, kPadBlock) * kPadBlock);
     left.resize(size);
     right.resize(size);
     weight.resize(size);
@@ -102,43 +104,91 @@ struct RowMap {
       }
       while (read.left >= source) read.left -= source;
     }
-    for (std::int64_t i = 0; i < columns; i += kPadBlock) add_block(s, i);
-    interpolation = {
-        columns,       s.width,     left.data(),       right.data(),
-        weight.data(), base.data(), exceptions.data(), std::int64_t(exceptions.size())};
+    left_places.resize(size);
+    right_places.resize(size);
+    bool has_all_windows = true;
+    for (std::int64_t i = 0; i < columns; i += kPadBlock) {
+      has_all_windows &= add_windows(s.width, i, std::min(i + kPadBlock, columns));
+    }
+    interpolation = {source,
+                     s.width,
+                     columns,
+                     total,
+                     left.data(),
+                     right.data(),
+                     weight.data(),
+                     windows.data(),
+                     left_places.data(),
+                     right_places.data(),
+                     has_all_windows};
   }
 
-  RowMap(const RowMap&) = delete;  // `interpolation` has its addresses
+  RowMap(const RowMap&) = delete;  // `interpolation` and `copy` have its addresses
 
  private:
-  // The window of a block starts where one of its first columns, or of those behind the padding, is
-  // read.
-  void add_block(const PadShape& s, std::int64_t block) {
-    const std::int64_t end = std::min(block + kPadBlock, columns);
-    std::vector<std::int32_t> fewest(kPadBlock);
-    std::int64_t best = -1;
-    for (const std::int64_t first_column : {block, std::max(block, s.pad_columns)}) {
-      for (std::int64_t i = first_column; i < std::min(first_column + 2, end); ++i) {
-        const std::int64_t last_start = std::max<std::int64_t>(s.width - kPadSpan, 0);
-        const std::int64_t start = std::min<std::int64_t>(left[i], last_start);
-        std::vector<std::int32_t> outside;
-        for (std::int64_t j = block; j < end; ++j) {
-          const auto in_window = [&](std::int64_t column) {
-            return column >= start && column < start + kPadSpan;
-          };
-          const bool inside = in_window(left[j]) && in_window(right[j]);
-          if (!inside) outside.push_back(static_cast<std::int32_t>(j));
-        }
-        if (outside.size() < fewest.size()) {
-          fewest = outside;
-          best = start;
-        }
+  void add_copy_blocks() {
+    for (std::int64_t begin = 0; begin < copy.total; begin += kPadCopyBlock) {
+      PadCopyBlock block = {};
+      int pieces = 0;
+      const std::int64_t end = std::min(begin + kPadCopyBlock, copy.columns);
+      for (std::int64_t i = begin; i < end;) {
+        const std::int64_t from = (copy.first + i) % copy.source;
+        const std::int64_t count = std::min(end - i, copy.source - from);
+        const std::uint64_t bytes = ~std::uint64_t{0} >> (64 - count) << (i - begin);
+        (pieces == 0 ? block.first : block.second) = from - (i - begin);
+        (pieces == 0 ? block.first_bytes : block.second_bytes) = bytes;
+        if (++pieces > 2) return;
+        i += count;
+      }
+      copy_blocks.push_back(block);
+    }
+    copy.blocks = copy_blocks.data();
+    // The longest run of whole blocks: of rows that are turned there are two.
+    const auto is_whole = [&](std::int64_t b) { return ~copy_blocks[b].first_bytes == 0; };
+    const auto follows = [&](std::int64_t b) {
+      return is_whole(b) && copy_blocks[b].first == copy_blocks[b - 1].first + kPadCopyBlock;
+    };
+    const auto count = static_cast<std::int64_t>(copy_blocks.size());
+    for (std::int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count && is_whole(begin) && follows(end);) ++end;
+      if (is_whole(begin) && end - begin > copy.whole_end - copy.whole_begin) {
+        copy.whole_begin = begin;
+        copy.whole_end = end;
       }
     }
-    constexpr std::size_t kMostExceptions = 6;  // a few take less time than gathering the block
-    const bool fits = fewest.size() <= kMostExceptions;
-    base.push_back(static_cast<std::int32_t>(fits ? best : -1));
-    if (fits) exceptions.insert(exceptions.end(), fewest.begin(), fewest.end());
+  }
+
+  // Returns whether the block's columns are read in two windows.
+  bool add_windows(std::int64_t width, std::int64_t begin, std::int64_t end) {
+    constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
+    const auto first_read = [&](std::int64_t from) {
+      std::int32_t least = kNone;
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (const std::int32_t column : {left[i], right[i]}) {
+          if (column >= from) least = std::min(least, column);
+        }
+      }
+      return least;
+    };
+    const std::int32_t first = first_read(0);
+    std::int32_t second = first_read(first + kPadBlock);
+    if (second == kNone) second = first;
+    const bool fits = first_read(std::int64_t{second} + kPadBlock) == kNone;
+    // Neither goes on behind what is stored.
+    const auto last = static_cast<std::int32_t>(std::max<std::int64_t>(width - kPadBlock, 0));
+    windows.push_back(fits ? std::min(first, last) : -1);
+    windows.push_back(fits ? std::min(second, last) : -1);
+    for (std::int64_t i = begin; fits && i < end; ++i) {
+      left_places[i] = place(left[i]);
+      right_places[i] = place(right[i]);
+    }
+    return fits;
+  }
+
+  // Of a column in the last two windows.
+  std::int32_t place(std::int32_t column) const {
+    const std::int32_t* const last = windows.data() + windows.size() - 2;
+    return column < last[0] + kPadBlock ? column - last[0] : column - last[1] + kPadBlock;
   }
 };
 
@@ -291,40 +341,47 @@ Accumulator<Element> weight_of(const RowMap& map, std::int64_t column) {
   return map.weight[column];
 }
 
-void prefetch(const void* start, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(static_cast<const std::uint8_t*>(start) + i);
+void prefetch(const void* start, std::ptrdiff_t distance, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const std::uint8_t*>(start) + distance + i);
   }
 }
 
 // The padded row of single elements. `scratch` is for a row of the tiles and a padded one.
 template <class Element>
 void pad_row(const RowMap& map, const PadShape& s, const PadKernel& kernel, const Element* in,
-             Element* out, std::vector<float>& scratch) {
+             Element* out, PadDistance next, float* scratch) {
   if (map.copied) {
     kernel.copy(map.copy, reinterpret_cast<const std::uint8_t*>(in),
-                reinterpret_cast<std::uint8_t*>(out));
+                reinterpret_cast<std::uint8_t*>(out), next);
     return;
   }
-  if constexpr (std::is_same_v<Element, std::uint8_t>) {
-    for (std::int64_t i = 0; i < map.columns; ++i) out[i] = in[map.left[i]];
-  } else if constexpr (std::is_same_v<Element, float>) {
-    kernel.interpolate(map.interpolation, in, out);
+  const std::int64_t total = s.width + 2 * s.pad_columns;
+  if constexpr (std::is_same_v<Element, float>) {
+    kernel.interpolate(map.interpolation, in, out, next);
   } else if constexpr (sizeof(Element) == 2) {
-    float *const wide = scratch.data(), *const padded = wide + s.width;
     constexpr bool kIsFloat16 = std::is_same_v<Element, Float16>;
-    const auto widen = kIsFloat16 ? kernel.widen_float16 : kernel.widen_bfloat16;
-    const auto narrow = kIsFloat16 ? kernel.narrow_float16 : kernel.narrow_bfloat16;
-    widen(reinterpret_cast<const std::uint16_t*>(in), map.source, wide);
-    kernel.interpolate(map.interpolation, wide, padded);
-    narrow(padded, map.columns, reinterpret_cast<std::uint16_t*>(out));
+    const auto own = kIsFloat16 ? kernel.interpolate_float16 : kernel.interpolate_bfloat16;
+    if (own != nullptr) {
+      own(map.interpolation, reinterpret_cast<const std::uint16_t*>(in),
+          reinterpret_cast<std::uint16_t*>(out), next, scratch);
+      return;
+    }
+    float *const wide = scratch, *const padded = scratch + s.width;
+    for (std::int64_t i = 0; i < map.source; ++i) wide[i] = static_cast<float>(in[i]);
+    kernel.interpolate(map.interpolation, wide, padded, 0);
+    for (std::int64_t i = 0; i < total; ++i) out[i] = Element(padded[i]);
   } else {
     for (std::int64_t i = 0; i < map.columns; ++i) {
       const Element *left = in + map.left[i], *right = in + map.right[i];
-      interpolate_pixel(left, right, weight_of<Element>(map, i), 1, out + i);
+      if constexpr (std::is_same_v<Element, std::uint8_t>) {
+        out[i] = *left;
+      } else {
+        interpolate_pixel(left, right, weight_of<Element>(map, i), 1, out + i);
+      }
     }
+    std::fill(out + map.columns, out + total, Element{});
   }
-  std::fill(out + map.columns, out + s.width + 2 * s.pad_columns, Element{});
 }
 
 // A padded row of pixels with their channels.
@@ -382,33 +439,38 @@ void pad(const PadShape& s, const std::vector<std::int64_t>& widths, const Eleme
     const std::int64_t number = task / tasks_of_tile;  // of the tile, in the batch
     const std::int64_t tile = number % tiles;
     const std::int64_t plane = task % tasks_of_tile / tasks_of_plane * planes_of_task;
-    const std::int64_t plane_end = std::min(plane + planes_of_task, layout.planes);
+    const std::int64_t planes = std::min(planes_of_task, layout.planes - plane);
     const std::int64_t begin = task % tasks_of_plane * rows_of_task;
     const std::int64_t end = std::min(begin + rows_of_task, padded_rows);
-    const auto source = [&](std::int64_t r, std::int64_t p) {
-      const Plan::Row& read = plan.rows[tile * padded_rows + r];
-      const std::int64_t from = (number - tile + read.tile) * layout.planes + p;
-      return x + (from * s.height + read.row) * row;
-    };
-    const auto map = [&](std::int64_t r) -> const RowMap& {
-      return *plan.rows[tile * padded_rows + r].map;
-    };
     Element* const out = y + ((number * layout.planes + plane) * padded_rows + begin) * padded_row;
     Writer writer(reinterpret_cast<std::uint8_t*>(out), streams, kernel, most);
     std::vector<float> scratch(
         static_cast<std::size_t>(sizeof(Element) == 2 ? 2 * (s.width + s.pad_columns) : 0));
-    for (std::int64_t p = plane; p < plane_end; ++p) {
-      for (std::int64_t r = begin; r < end; ++r) {
+    // What the task's rows are made of, in its first plane.
+    struct Source {
+      const RowMap* map;
+      const Element* row;
+    };
+    std::vector<Source> sources(static_cast<std::size_t>(end - begin));
+    for (std::int64_t r = begin; r < end; ++r) {
+      const Plan::Row& read = plan.rows[tile * padded_rows + r];
+      const std::int64_t from = (number - tile + read.tile) * layout.planes + plane;
+      sources[r - begin] = {read.map, x + (from * s.height + read.row) * row};
+    }
+    const std::int64_t plane_bytes = s.height * row * static_cast<std::int64_t>(sizeof(Element));
+    for (std::int64_t p = 0; p < planes; ++p) {
+      const PadDistance next = p + 1 < planes ? plane_bytes : 0;
+      for (const Source& source : sources) {
+        const Element* const in = source.row + p * s.height * row;
         if (s.channels_last) {
-          pad_pixels(map(r), s, source(r, p), writer);
+          pad_pixels(*source.map, s, in, writer);
         } else {
-          // Rows are short and come from three tiles: the hardware does not see what is next.
-          if (!streams)
-            prefetch(writer.next() + kPrefetchBytes, static_cast<std::size_t>(row_bytes));
-          if (p + 1 < layout.planes)
-            prefetch(source(r, p + 1), static_cast<std::size_t>(s.width) * sizeof(Element));
-          pad_row(map(r), s, kernel, source(r, p), reinterpret_cast<Element*>(writer.next()),
-                  scratch);
+          auto* const to = reinterpret_cast<Element*>(writer.next());
+          if (!kernel.prefetches) {
+            if (!streams) prefetch(to, kPadPrefetch, row_bytes);
+            if (next != 0) prefetch(in, next, plane_bytes / s.height);
+          }
+          pad_row(*source.map, s, kernel, in, to, next, scratch.data());
           writer.commit(row_bytes);
         }
       }

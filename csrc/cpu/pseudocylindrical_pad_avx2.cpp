@@ -11,7 +11,7 @@ __m256i load(const std::int32_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-void interpolate(const PadInterpolation& row, const float* in, float* out) {
+void interpolate(const PadInterpolation& row, const float* in, float* out, PadDistance) {
   for (std::int64_t i = 0; i < row.columns; i += kLanes) {
     const __m256 left = _mm256_i32gather_ps(in, load(row.left + i), 4);
     const __m256 right = _mm256_i32gather_ps(in, load(row.right + i), 4);
@@ -26,6 +26,7 @@ void interpolate(const PadInterpolation& row, const float* in, float* out) {
       _mm256_maskstore_ps(out + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), value);
     }
   }
+  for (std::int64_t i = row.columns; i < row.total; ++i) out[i] = 0;
 }
 
 void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
@@ -41,7 +42,7 @@ void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
 }  // namespace
 
 // Without conversions of its own: those of float16 are another extension, F16C.
-const PadKernel kPadKernelAvx2 = {"avx2",         interpolate,    copy_around,     widen_float16,
-                                  narrow_float16, widen_bfloat16, narrow_bfloat16, stream};
+const PadKernel kPadKernelAvx2 = {"avx2",      interpolate, nullptr, nullptr,
+                                  copy_around, stream,      false};
 
 }  // namespace pycodec

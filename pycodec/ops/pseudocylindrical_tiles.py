@@ -23,6 +23,7 @@ from pycodec.ops.backends import check_backend, default_backend
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int8, torch.uint8)
+_HALVES = (torch.float16, torch.bfloat16)
 MAX_WIDTH = 1 << 15
 """Of a picture: products of two widths, doubled, fit into 32 bits."""
 
@@ -94,9 +95,9 @@ def implementation(name: str, implementations: dict, x: Tensor, backend: str | N
     if backend is None:
         backend = default_backend(x.device)
     check_backend(backend)
-    if backend == "native":
-        on_cpu = x.device.type == "cpu"
-        require(name, on_cpu, f"the native backend runs on the CPU, but x is on {x.device}")
+    # No `require`: its message would be made in every call, which short operations cannot afford.
+    if backend == "native" and not x.is_cpu:
+        raise InputError(f"{name}: the native backend runs on the CPU, but x is on {x.device}")
     return implementations[backend]
 
 
@@ -115,15 +116,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def to_numpy(x: Tensor) -> NDArray:
     """x as a C-contiguous array; NumPy has no bfloat16, so halves come as the words they are."""
-    x = x.detach().contiguous()
-    return (x.view(torch.int16) if x.element_size() == 2 else x).numpy()
+    x = (x.detach() if x.requires_grad else x).contiguous()
+    return (x.view(torch.int16) if x.dtype in _HALVES else x).numpy()
 
 
 def from_numpy(array: NDArray, dtype: torch.dtype) -> Tensor:
     """The opposite."""
-    return torch.from_numpy(array).view(dtype)
+    x = torch.from_numpy(array)
+    return x.view(dtype) if dtype in _HALVES else x
 
 
+@functools.cache
 def dtype_name(dtype: torch.dtype) -> str:
     """As the kernels call it."""
     return str(dtype).removeprefix("torch.")
