@@ -197,6 +197,25 @@ def compressai_rate_lines(report: dict) -> list[str]:
     return table(header, rows)
 
 
+def sphere_precision(report: dict) -> list[str]:
+    """What integers cost and save on the sphere, in words."""
+    rates, times = report["held_out"], report["times_ms"]
+    width, height = report["size"]
+    losses = " and ".join(
+        f"`{name}` {rates[name]['bd_rate_percent']:+.2f} %" for name in ("int8", "mixed")
+    )
+    whole = [
+        f"{times[name]['encode']:.0f} + {times[name]['decode']:.0f} ms in `{name}`"
+        for name in ("fp32", "bf16", "mixed")
+    ]
+    return [
+        f"On the sphere (WS-PSNR, {rates['pictures']} held-out panoramas) {losses}; encoding and "
+        "decoding",
+        f"{width}x{height} takes {whole[0]}, {whole[1]}, {whole[2]}",
+        "(`python benchmarks/models/precision.py --erp ERP`).",
+    ]
+
+
 def compressai_precision_lines(report: dict) -> list[str]:
     """Times of the transforms in float32 and in integers, with weights of 8 and of 12 bits."""
     rows = []
@@ -478,6 +497,8 @@ def main() -> None:
         "benchmarks/models/precision.py KODAK`):",
         "",
         *precision_lines(precision),
+        "",
+        *sphere_precision(precision["sphere"]),
         "",
         "CompressAI's models through `accelerate` ([docs/integrations.md](docs/integrations.md)),",
         f"768x512, architectures of quality 3 with random weights, {compressai['threads']} threads",

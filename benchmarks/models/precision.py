@@ -223,7 +223,7 @@ def main() -> None:
     results = {}
     if options.json and options.json.exists():
         results = json.loads(options.json.read_text())
-    results["bytes"] = sizes(options.dynamic)
+    results["bytes"] = results.get("bytes", {}) | sizes(options.dynamic)
     if not options.no_times:
         picture, levels = photograph(), _cpu.supported_simd_levels()
         times = {}
