@@ -70,8 +70,9 @@ _SINGLE_STATE = (
 )
 _SHORT_SUMS = (
     "sums are short in this small network, some 20 multiply-add instructions for a vector of eight "
-    "outputs, beside which their inputs' loads, requantization in 64 bits and stores weigh; it has "
-    "not been broken down further"
+    "outputs: by sampling (perf, one thread, AVX-512 VNNI) the convolution spends 15 % of its time "
+    "in them, 35 % in loads of inputs, a broadcast for each, 29 % in addresses and loops, and 17 % "
+    "in requantization to 64 bits and back and in stores"
 )
 _FEW_POSITIONS = "a wave has 11 positions on average, for which 4 MB of weights are read anew"
 REASONS = {
