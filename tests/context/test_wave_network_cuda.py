@@ -5,9 +5,6 @@ On the host the kernels' own source runs, a thread for each warp (``wave_network
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,19 +290,9 @@ class TestOnEveryDevice:
         np.testing.assert_array_equal(on_gpu.decode(stream, TABLES, 8, 9), symbols)
 
 
-def test_triton_interpreter_decodes_the_cpus_streams():
-    """In a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, HERE / "wave_triton_check.py"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "streams are written and decoded" in result.stdout
+@pytest.mark.interpreted("context/wave_triton_check.py")
+def test_triton_interpreter_decodes_the_cpus_streams(interpreted):
+    assert "streams are written and decoded" in interpreted("context/wave_triton_check.py")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

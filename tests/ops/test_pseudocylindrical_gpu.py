@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -120,16 +117,9 @@ def test_row_readers(geometry):
             assert (row, turned) == (g, reader % 2 == 1)
 
 
-def test_triton_interpreter_equals_reference():
-    """In a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    script = os.path.join(os.path.dirname(__file__), "pseudocylindrical_triton_check.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert result.returncode == 0, result.stderr
-    assert "cases are equal" in result.stdout
+@pytest.mark.interpreted("ops/pseudocylindrical_triton_check.py")
+def test_triton_interpreter_equals_reference(interpreted):
+    assert "cases are equal" in interpreted("ops/pseudocylindrical_triton_check.py")
 
 
 class TestCudaSourceOnTheHost:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,16 +116,9 @@ def test_cuda_source_on_the_host_equals_reference(emulation, case):
     assert torch.equal(back, dequantize(expected, scale, zero, backend="reference"))
 
 
-def test_triton_interpreter_equals_reference():
-    """In a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    script = os.path.join(os.path.dirname(__file__), "quantize_triton_check.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr
-    assert "cases are equal" in result.stdout
+@pytest.mark.interpreted("ops/quantize_triton_check.py")
+def test_triton_interpreter_equals_reference(interpreted):
+    assert "cases are equal" in interpreted("ops/quantize_triton_check.py")
 
 
 @needs_gpu

@@ -311,16 +311,9 @@ def test_registered_op_is_the_default():
     )
 
 
-def test_triton_interpreter_equals_reference():
-    """In a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    script = os.path.join(os.path.dirname(__file__), "triton_interpreter_check.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr
-    assert "cases are equal" in result.stdout
+@pytest.mark.interpreted("ops/triton_interpreter_check.py")
+def test_triton_interpreter_equals_reference(interpreted):
+    assert "cases are equal" in interpreted("ops/triton_interpreter_check.py")
 
 
 @pytest.fixture(scope="module")
