@@ -164,12 +164,16 @@ class Slices:
         steps = {}
         for name, outcome in self.outcomes().items():
             entry: dict[str, Any] = asdict(outcome)
+            # Where folders of this machine lie is nobody's business.
+            entry["command"] = [
+                Path(part).name if Path(part).is_absolute() else part for part in outcome.command
+            ]
             results = self.folder / f"{name}.json"
             if outcome.status == "ok" and "{json}" in outcome.command:
                 entry["results"] = json.loads(results.read_text())
             elif outcome.status != "left out":  # of one that failed, how far it got
                 log = (self.folder / f"{name}.log").read_text(errors="replace")
-                # Where this checkout lies is nobody's business.
+                # Nor where this checkout does.
                 entry["output"] = log.replace(f"{ROOT}/", "").splitlines()
             steps[name] = entry
         return {"machine": machine, "complete": len(steps) == len(self.steps), "steps": steps}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pycodec.errors import InputError
 from pycodec.models.hyperprior_network import GDN
-from pycodec.models.integer_transforms import NARROW_BITS, unpack_int12
+from pycodec.models.integer_transforms import NARROW_BITS, stored_weight
 from pycodec.models.photo import branch_dtype
 from pycodec.ops.quantize import dequantize, quantize
 from pycodec.ops.quantized_conv2d import QuantizedConv2d
@@ -203,9 +203,8 @@ def _load_layer(
     tensors: Mapping[str, Tensor], layer: Convolution, has_relu: bool, backend: str | None
 ) -> QuantizedConv2d:
     name = layer.name
-    packed = tensors.get(f"{name}.weight12")
     return QuantizedConv2d(
-        tensors[f"{name}.weight"] if packed is None else unpack_int12(packed),
+        stored_weight(tensors, name),
         tensors[f"{name}.bias"],
         tensors[f"{name}.multiplier"],
         int(tensors[f"{name}.shift"]),

@@ -316,9 +316,8 @@ class IntegerTransform:
         name, tensors = step.layer, self._tensors
         dtype = torch.uint8 if step.to_layer else VALUE_DTYPES.get(step.to, torch.int16)
         bits = int(tensors[f"{step.to}.input.bits"]) if step.to_layer else 0
-        packed = tensors.get(f"{name}.weight12")
         return QuantizedConv2d(
-            tensors[f"{name}.weight"] if packed is None else unpack_int12(packed),
+            stored_weight(tensors, name),
             tensors[f"{name}.bias"],
             tensors[f"{name}.multiplier"],
             int(tensors[f"{name}.shift"]),
@@ -441,6 +440,12 @@ def choose_variants(
             del chosen[name]
         chosen |= {f"{layer}.{name}": tensor for name, tensor in variant.items()}
     return chosen
+
+
+def stored_weight(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
+    """A layer's weights as :class:`QuantizedConv2d` takes them."""
+    packed = tensors.get(f"{layer}.weight12")
+    return tensors[f"{layer}.weight"] if packed is None else unpack_int12(packed)
 
 
 def pack_int12(weight: Tensor) -> Tensor:

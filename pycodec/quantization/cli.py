@@ -14,10 +14,10 @@ from torch import Tensor
 from pycodec.errors import InputError
 from pycodec.models import hyperprior_codec, lossless
 from pycodec.models.integer_variants import branch_layers
-from pycodec.models.model_folder import read_description, read_model_folder, write_model_folder
+from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.photo import KIND, TRANSFORMS, load_photo_model, save_integers
 from pycodec.models.photo_network import PhotoNetwork
-from pycodec.models.zoo import model_folder
+from pycodec.models.zoo import model_folder, model_kind
 from pycodec.quantization import hyperprior_cli
 from pycodec.quantization.bit_width import WIDTHS
 from pycodec.quantization.calibration import METHODS, round_weights
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: an option or the model is at fault.
     """
     folder = model_folder(args.model)
-    kind = read_description(folder).get("kind")
+    kind = model_kind(args.model)
     if kind == hyperprior_codec.KIND:
         hyperprior_cli.run(args, folder)
         return 0

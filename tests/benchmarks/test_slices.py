@@ -133,12 +133,13 @@ def test_results_are_gathered(slices, tmp_path):
     code = "import json, sys; json.dump([1, 2], open(sys.argv[1], 'w'))"
     steps = [
         slices.Step("makes", ("python", "-c", code, "{json}")),
-        slices.Step("prints", ("python", "-c", "print('no file')")),
+        slices.Step("prints", ("python", "-c", "print('no file')", "/home/someone/pictures")),
         slices.Step("later", ("python", "-c", "1"), seconds=500),
     ]
     run = slices.Slices(steps, out)
     assert not run.run(400)
     document = run.gather({"gpu": "made"})
+    assert document["steps"]["prints"]["command"][-1] == "pictures"  # no folders of this machine
     assert document["machine"] == {"gpu": "made"}
     assert document["complete"] is False
     assert document["steps"]["makes"]["results"] == [1, 2]
