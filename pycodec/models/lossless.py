@@ -26,6 +26,7 @@ from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import CorruptStreamError, InputError
 from pycodec.models.head_adaptation import fit_head, with_head
+from pycodec.models.mirroring import wants_mirror
 from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count
 
@@ -39,6 +40,7 @@ SIDES = 2
 MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 10
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
 QUALITY_CODE = 10000
+_MIRRORED = 0x80  # in the first byte of a tile's first head
 _MIDDLE = 128
 _ARRAYS = ("weight", "mask", "bias", "multiplier", "negative_multiplier")
 _NUMBERS = ("input", "shift", "residual", "residual_multiplier", "lower", "upper")
@@ -103,6 +105,8 @@ class LosslessCodec:
         self.name = name
         self.fingerprint = fingerprint
         self.tables = tables
+        # Rows and columns are alike in the order of coding: that is what mirroring is good for.
+        self._is_symmetric = gray.steps[1] == gray.steps[2]
         self.gray = WaveNetwork(gray.layers, gray.steps, backend=backend)
         self.chroma = None
         if chroma is not None:
@@ -137,7 +141,8 @@ class LosslessCodec:
             tile_log2: tiles have a side of 2**tile_log2 pixels, 64 to 1024, and are coded alone.
             threads: None for all.
             code_length: sum up ``CodedPicture.code_length_bits``.
-            adapt: fit the last layer to each tile (:mod:`pycodec.models.head_adaptation`).
+            adapt: mirror tiles that gain from it (:mod:`pycodec.models.mirroring`), and fit the
+                last layer to each (:mod:`pycodec.models.head_adaptation`).
 
         Raises:
             InputError: an argument is out of its range, or the model knows no colour.
@@ -157,9 +162,14 @@ class LosslessCodec:
         with thread_count(threads) as count:
             for tile in cut_tiles(*pixels.shape[:2], 1 << tile_log2):
                 planes = to_components(pixels[tile.slices])
+                mirrored = adapt and self._is_symmetric and wants_mirror(planes[0])
+                if mirrored:
+                    planes = [np.ascontiguousarray(plane[:, ::-1]) for plane in planes]
                 parts: list[bytes] = []
                 for i, (network, side) in enumerate(self._networks(planes, len(planes))):
                     parts += self._encode(network, planes[i], side, count, coded, adapt)
+                if mirrored:
+                    parts[0] = _mark_mirrored(parts[0])
                 coded.streams.append(join_streams(parts))
         return coded
 
@@ -237,6 +247,7 @@ class LosslessCodec:
     def _decode_tile(self, tile: Tile, stream: bytes, count: int, threads: int) -> np.ndarray:
         planes: list[np.ndarray] = []
         parts = split_streams(memoryview(stream), 2 * count)
+        parts[0], mirrored = _is_mirrored(parts[0])
         networks = self._networks(planes, count)
         for head, symbols, (network, side) in zip(parts[::2], parts[1::2], networks, strict=True):
             bits = _with_head(network, head).decode(
@@ -248,7 +259,8 @@ class LosslessCodec:
                 **({"side": side} if side else {}),
             )
             planes.append(from_bits(bits))
-        return from_components(planes)
+        pixels = from_components(planes)
+        return pixels[:, ::-1] if mirrored else pixels
 
     def _networks(self, planes: list[np.ndarray], count: int):
         """For each component its network and side input; ``planes`` may grow meanwhile."""
@@ -269,6 +281,20 @@ def _with_head(network: WaveNetwork | CudaWaveNetwork, head: bytes):
     if isinstance(network, WaveNetwork):
         return with_head(network, head)
     return network.with_head(with_head(network.network, head)) if head else network
+
+
+def _mark_mirrored(head: bytes) -> bytes:
+    """The first head of a mirrored tile: what says so may be all there is of it."""
+    return bytes([head[0] | _MIRRORED]) + head[1:] if head else bytes([_MIRRORED])
+
+
+def _is_mirrored(head: bytes) -> tuple[bytes, bool]:
+    """Inverse of :func:`_mark_mirrored`."""
+    if not head or not head[0] & _MIRRORED:
+        return head, False
+    return b"" if bytes(head) == bytes([_MIRRORED]) else bytes(
+        [head[0] ^ _MIRRORED, *head[1:]]
+    ), True
 
 
 def _lanes(pixels: int) -> int:
