@@ -43,6 +43,8 @@ SIMD_FLAGS = {
         "-mavx512vnni",
         "-mamx-tile",
         "-mamx-int8",
+        "-mamx-bf16",
+        "-mavx512bf16",
         "-Wno-maybe-uninitialized",
         "-Wno-uninitialized",
     ],

@@ -69,6 +69,7 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         script("ops/quantized_trimmed_conv2d.py"),
         with_json("ops/masked_conv2d.py"),
         with_json("ops/trimmed_conv2d.py", seconds=1200),
+        with_json("ops/trimmed_training.py"),
         with_json("ops/pseudocylindrical_pad.py"),
         Step("bench", bench, 900),
         Step("bench_lossless", (*bench, "--lossless"), 1800),

@@ -25,12 +25,12 @@ bool is_supported(SimdLevel level);
 bool has_amx() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  constexpr unsigned kInt8AndTiles = 3u << 24;
+  constexpr unsigned kTiles = 1u << 22 | 3u << 24;             // of bfloat16, tiles at all, of int8
   unsigned a, b, c, d = 0;
   if (!is_supported(SimdLevel::kAvx512Vnni) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
     return false;
   }
-  return (d & kInt8AndTiles) == kInt8AndTiles &&
+  return (d & kTiles) == kTiles && __builtin_cpu_supports("avx512bf16") &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

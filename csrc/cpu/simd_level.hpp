@@ -20,7 +20,7 @@ SimdLevel simd_level();
 // Throws std::invalid_argument where this processor cannot run `level`.
 void set_simd_level(SimdLevel level);
 
-// "scalar", "neon", "avx2", "avx512vnni", "amx" (that and int8 products of tiles).
+// "scalar", "neon", "avx2", "avx512vnni", "amx" (that and tiles of int8 and bfloat16).
 const char* simd_level_name(SimdLevel level);
 
 // The opposite; throws std::invalid_argument for any other name.

@@ -25,6 +25,7 @@ from pycodec.models.lossless_network import (
     group_mask,
     seen_weights,
 )
+from pycodec.ops import trimmed_training
 from pycodec.quantization.fake_quant import round_ste
 
 NUM_TABLES = 256
@@ -152,9 +153,9 @@ class QuantizedNetwork(nn.Module):
                 weight = weight * in_scale
                 scale = weight_scale(weight.detach(), bias.detach())
                 weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
-            x = F.conv2d(tensors[step.input], weight, bias, padding=weight.shape[2] // 2)
+            x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
             if step.prelu is not None:
-                x = step.prelu(x)
+                x = trimmed_training.prelu(x, step.prelu.weight)
             if step.residual is not None:
                 x = x + tensors[step.residual]
             if self.enabled and index < len(self.log_scales):

@@ -32,6 +32,7 @@ from pycodec.models.lossless_network import (
     bits_per_pixel,
     grow,
 )
+from pycodec.models.mirroring import wants_mirror
 from pycodec.models.model_folder import CONFIG_FILE, read_description
 from pycodec.quantization.context import (
     QuantizedNetwork,
@@ -138,7 +139,8 @@ class LosslessTrainer:
         if (out / CHECKPOINT).exists():
             self._load(out / CHECKPOINT)
         sampler = _sampler(held or self.pictures, VALIDATION_CROP, 5)
-        self.validation = [self._examples(sampler.batch(4)) for _ in range(VALIDATION_BATCHES)]
+        batches = [self._oriented(sampler.batch(4)) for _ in range(VALIDATION_BATCHES)]
+        self.validation = [self._examples(batch) for batch in batches]
 
     def run(self) -> None:
         """Train to the end; Ctrl-C leaves a checkpoint behind."""
@@ -151,7 +153,7 @@ class LosslessTrainer:
         try:
             while self.step < o.steps:
                 if not self.quantized.enabled and self.step >= o.steps - o.quantize:
-                    self.quantized.calibrate(*self._examples(next(crops)))
+                    self.quantized.calibrate(*self._examples(self._oriented(next(crops))))
                     self._restart_average()
                 loss = self._optimize(next(crops))  # a tensor: reading it would wait for the GPU
                 mean = loss if mean is None else mean + 0.02 * (loss - mean)
@@ -166,7 +168,7 @@ class LosslessTrainer:
                     saved = time.monotonic()
             if not self.quantized.enabled:
                 batches = -(-ROUNDING_CROPS // (o.batch // 4))
-                various = torch.cat([next(crops) for _ in range(batches)])
+                various = torch.cat([self._oriented(next(crops)) for _ in range(batches)])
                 self._round(various[:, :, : o.crop, : o.crop])
         finally:
             crops.close()
@@ -179,6 +181,7 @@ class LosslessTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * rate * group["factor"]
         half = o.crop
+        crops = self._oriented(crops)
         quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
         bits, side = self._examples(torch.cat(quarters))
         with torch.autocast(bits.device.type, dtype=torch.bfloat16):
@@ -214,10 +217,18 @@ class LosslessTrainer:
         for name, value in self.quantized.state_dict().items():
             self.average[name].copy_(value)
 
+    def _oriented(self, rgb: Tensor) -> Tensor:
+        """Mirrored as the encoder would."""
+        if self.options.order != "slope":
+            return rgb
+        first = rgb[:, 1] if self.options.chroma else to_gray(rgb)
+        mirrored = torch.tensor([wants_mirror(picture.numpy()) for picture in first])
+        return torch.where(mirrored.view(-1, 1, 1, 1), rgb.flip(3), rgb)
+
     def _examples(self, rgb: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bits and side input of uint8 [N, 3, H, W]."""
         device = self.options.device
-        layout = torch.contiguous_format if device == "cpu" else torch.channels_last
+        layout = torch.channels_last
         if not self.options.chroma:
             bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
             return bits.to(torch.float32, memory_format=layout), None
