@@ -65,6 +65,8 @@ class LosslessOptions:
         steps: optimizer steps.
         quantize: last steps, in which integer arithmetic is simulated; 0: the trained weights are
             rounded at the end.
+        minutes: train for so long, as where a machine is lent, however many steps that makes; of
+            ``quantize`` and ``steps`` the ratio counts. 0: go by steps.
         batch: crops a step, a multiple of 4.
         crop: their side in pixels.
         learning_rate: of SOAP, at its highest.
@@ -81,6 +83,7 @@ class LosslessOptions:
     chroma: bool = False
     steps: int = 10000
     quantize: int = 1500
+    minutes: float = 0.0
     batch: int = 16
     crop: int = 64
     learning_rate: float = 3e-2
@@ -126,6 +129,7 @@ class LosslessTrainer:
         self.network.start_from_differences()
         self.quantized = QuantizedNetwork(self.network)
         self.step = 0
+        self.began = time.monotonic()  # earlier by what a resumed run has had
         out.mkdir(parents=True, exist_ok=True)
         if start is not None:
             grow(self.network, load_network(start, options.chroma))
@@ -148,24 +152,23 @@ class LosslessTrainer:
         # Four crops of a larger one: reading and scaling pictures costs as much as the training.
         sampler = _sampler(self.pictures, 2 * o.crop, o.seed + self.step)
         crops = stream(sampler, o.batch // 4, o.workers)
-        saved = began = time.monotonic()
+        saved = time.monotonic()
         mean = None
         try:
-            while self.step < o.steps:
-                if not self.quantized.enabled and self.step >= o.steps - o.quantize:
+            while (progress := self.progress()) < 1:
+                left = (1 - progress) * o.steps
+                if not self.quantized.enabled and left < o.quantize + 1e-6:
                     self.quantized.calibrate(*self._examples(self._oriented(next(crops))))
                     self._restart_average()
                 loss = self._optimize(next(crops))  # a tensor: reading it would wait for the GPU
                 mean = loss if mean is None else mean + 0.02 * (loss - mean)
-                if self.step % o.validate_every == 0 or self.step == o.steps:
-                    self.report(
-                        f"step {self.step}: training {mean.item():.4f}, "
-                        f"validation {self.validate():.4f} "
-                        f"bpp, {time.monotonic() - began:.0f} s"
-                    )
+                if self.step % o.validate_every == 0:
+                    self._report(mean)
                 if time.monotonic() - saved > 60 * o.save_minutes:
                     self._save()
                     saved = time.monotonic()
+            if mean is not None and self.step % o.validate_every:
+                self._report(mean)
             if not self.quantized.enabled:
                 batches = -(-ROUNDING_CROPS // (o.batch // 4))
                 various = torch.cat([self._oriented(next(crops)) for _ in range(batches)])
@@ -174,10 +177,22 @@ class LosslessTrainer:
             crops.close()
             self._save()
 
+    def progress(self) -> float:
+        """How much of the training is done: 1 at its end, or later."""
+        if not self.options.minutes:
+            return self.step / self.options.steps
+        return (time.monotonic() - self.began) / (60 * self.options.minutes)
+
+    def _report(self, training: Tensor) -> None:
+        self.report(
+            f"step {self.step}: training {training.item():.4f}, validation {self.validate():.4f} "
+            f"bpp, {time.monotonic() - self.began:.0f} s"
+        )
+
     def _optimize(self, crops: Tensor) -> Tensor:
         o = self.options
         rate = min(1.0, (self.step + 1) / max(1, o.warmup))
-        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / o.steps))
+        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress()))
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * rate * group["factor"]
         half = o.crop
@@ -258,6 +273,7 @@ class LosslessTrainer:
             "config": self.config.to_dict(),
             "options": asdict(self.options),
             "step": self.step,
+            "seconds": time.monotonic() - self.began,
             "quantized": self.quantized.enabled,
             "weights": self.quantized.state_dict(),
             "average": self.average,
@@ -273,6 +289,7 @@ class LosslessTrainer:
         self.quantized.enabled = state["quantized"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
+        self.began -= state["seconds"]
 
 
 def _write(state: dict, path: Path) -> None:

@@ -13,6 +13,7 @@ from pycodec.training.options import add_options
 _HELP = {
     "steps": "optimizer steps of the whole run",
     "quantize": "last steps, with integer arithmetic simulated; 0: weights are rounded at the end",
+    "minutes": "train for so long instead of a number of steps; quantize counts in proportion",
     "batch": "crops a step, a multiple of 4",
     "crop": "side of the training crops in pixels",
     "learning_rate": "of SOAP",

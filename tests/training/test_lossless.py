@@ -137,6 +137,29 @@ def test_a_model_may_be_trained_further(tmp_path, chroma):
         restore_network(LosslessNetwork(SIZES["tcae-fast"]), parts[0].layers)
 
 
+def test_training_by_the_clock(pictures, tmp_path, monkeypatch):
+    """A step takes a tenth of a minute here, whatever it takes."""
+    lines: list[str] = []
+    options = LosslessOptions(**{**SHORT, "steps": 4, "quantize": 1, "minutes": 1.04})
+    trainer = LosslessTrainer(pictures, tmp_path, options, report=lines.append)
+    monkeypatch.setattr(lossless.time, "monotonic", lambda: trainer.began + 6 * trainer.step)
+    rates, rounding = [], []
+    optimize = trainer._optimize
+
+    def watched(crops):
+        rounding.append(trainer.quantized.enabled)
+        loss = optimize(crops)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return loss
+
+    trainer._optimize = watched
+    trainer.run()
+    assert len(rates) == 11 and [line.split(":")[0] for line in lines][-1] == "step 11"
+    assert rounding == [False] * 8 + [True] * 3  # a quarter of the time
+    options = LosslessOptions(**{**SHORT, "minutes": 1.04})
+    assert LosslessTrainer(pictures, tmp_path, options).progress() > 1  # resumed, and done
+
+
 def test_training_lowers_the_rate(pictures, tmp_path):
     options = LosslessOptions(**{**SHORT, "steps": 60, "quantize": 5, "crop": 32}, warmup=1)
     trainer = LosslessTrainer(pictures, tmp_path, options)
