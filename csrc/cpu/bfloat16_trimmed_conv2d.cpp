@@ -17,7 +17,7 @@ namespace {
 constexpr std::int64_t kBandRows = 16, kBandColumns = 128;  // what stays in the second-level cache
 constexpr std::int64_t kHalf = kBlock / 2;
 constexpr std::int64_t kTileSums = kHalf * kHalf;
-constexpr std::int64_t kCorrelationPositions = 384;     // what stays in the first-level cache
+constexpr std::int64_t kCorrelationPositions = 384;  // what stays in the first-level cache
 
 const Bfloat16Kernel* kernel_for(SimdLevel level) {
 #if defined(__x86_64__)
