@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +36,31 @@ def photograph() -> np.ndarray:
     return photograph
 
 
-@pytest.fixture
-def interpreted() -> Callable[[str], str]:
-    """What a script prints that runs Triton kernels in its interpreter, by its path from here.
+@pytest.fixture(scope="session")
+def interpreted(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """What scripts print that run Triton kernels in its interpreter, by their path from here.
 
-    In a process of its own: Triton decides at import whether it interprets.
+    In processes of their own, as Triton decides at import whether it interprets. Each keeps one
+    core busy for up to a minute, so all that this session has tests for, marked with their script,
+    begin when the first is asked for.
     """
     pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
 
-    def run(script: str) -> str:
-        result = subprocess.run(
-            [sys.executable, Path(__file__).parent / script],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, Path(__file__).parent / script]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+    def output(script: str) -> str:
+        result = runs[script].result()
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    return run
+    marks = (item.get_closest_marker("interpreted") for item in request.session.items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = {mark.args[0]: pool.submit(run, mark.args[0]) for mark in marks if mark}
+        yield output
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture

@@ -290,6 +290,7 @@ class TestOnEveryDevice:
         np.testing.assert_array_equal(on_gpu.decode(stream, TABLES, 8, 9), symbols)
 
 
+@pytest.mark.interpreted("context/wave_triton_check.py")
 def test_triton_interpreter_decodes_the_cpus_streams(interpreted):
     assert "streams are written and decoded" in interpreted("context/wave_triton_check.py")
 

@@ -117,6 +117,7 @@ def test_row_readers(geometry):
             assert (row, turned) == (g, reader % 2 == 1)
 
 
+@pytest.mark.interpreted("ops/pseudocylindrical_triton_check.py")
 def test_triton_interpreter_equals_reference(interpreted):
     assert "cases are equal" in interpreted("ops/pseudocylindrical_triton_check.py")
 

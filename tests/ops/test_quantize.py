@@ -116,6 +116,7 @@ def test_cuda_source_on_the_host_equals_reference(emulation, case):
     assert torch.equal(back, dequantize(expected, scale, zero, backend="reference"))
 
 
+@pytest.mark.interpreted("ops/quantize_triton_check.py")
 def test_triton_interpreter_equals_reference(interpreted):
     assert "cases are equal" in interpreted("ops/quantize_triton_check.py")
 

@@ -311,6 +311,7 @@ def test_registered_op_is_the_default():
     )
 
 
+@pytest.mark.interpreted("ops/triton_interpreter_check.py")
 def test_triton_interpreter_equals_reference(interpreted):
     assert "cases are equal" in interpreted("ops/triton_interpreter_check.py")
 

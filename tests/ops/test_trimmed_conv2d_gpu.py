@@ -95,6 +95,7 @@ def test_block_lists(seed, groups, width, kernel, block_in):
         assert blocks[group, : counts[group]].tolist() == expected
 
 
+@pytest.mark.interpreted("ops/trimmed_triton_check.py")
 def test_triton_interpreter_equals_reference(interpreted):
     assert "cases are equal" in interpreted("ops/trimmed_triton_check.py")
 
