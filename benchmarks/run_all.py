@@ -39,6 +39,13 @@ def package(name: str):
     return lambda: None if found else f"needs the package {name}: pip install {name}"
 
 
+def tiles() -> str | None:
+    """For :attr:`Step.needs`."""
+    from pycodec import _cpu
+
+    return None if _cpu.runs_bfloat16() else "needs a processor with AMX"
+
+
 def folder_given(path: Path | None, option: str):
     """For :attr:`Step.needs`."""
     return lambda: None if path is not None else f"needs pictures: give {option}"
@@ -69,7 +76,7 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         script("ops/quantized_trimmed_conv2d.py"),
         with_json("ops/masked_conv2d.py"),
         with_json("ops/trimmed_conv2d.py", seconds=1200),
-        with_json("ops/trimmed_training.py"),
+        replace(with_json("ops/trimmed_training.py"), needs=tiles),
         with_json("ops/pseudocylindrical_pad.py"),
         Step("bench", bench, 900),
         Step("bench_lossless", (*bench, "--lossless"), 1800),

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args()
     if not _cpu.runs_bfloat16():
-        parser.exit(message="this processor has no matrix tiles of bfloat16\n")
+        parser.error("this processor has no matrix tiles of bfloat16")
     torch.manual_seed(0)
     keep_memory()
     rows = []

@@ -5,7 +5,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_simd_level(m);
   bind_compressai_ans(m);
   bind_rans(m);
-  bind_bfloat16_trimmed_conv2d(m);
+  bind_trimmed_training(m);
   bind_float_trimmed_conv2d(m);
   bind_gaussian_waves(m);
   bind_pseudocylindrical(m);

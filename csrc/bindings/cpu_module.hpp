@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 
 void bind_compressai_ans(pybind11::module_& m);
-void bind_bfloat16_trimmed_conv2d(pybind11::module_& m);
+void bind_trimmed_training(pybind11::module_& m);
 void bind_float_trimmed_conv2d(pybind11::module_& m);
 void bind_gaussian_waves(pybind11::module_& m);
 void bind_pseudocylindrical(pybind11::module_& m);

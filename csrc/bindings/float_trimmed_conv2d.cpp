@@ -29,9 +29,9 @@ Array<float> float_trimmed_conv2d(const Array<float>& x, const Array<float>& wei
     throw std::invalid_argument("bias needs one value for each output channel");
   }
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  const pycodec::FloatTrimmedShape shape = {x.shape(0),      x.shape(1),      x.shape(2),
-                                            x.shape(3),      weight.shape(0), weight.shape(2),
-                                            weight.shape(3), mask.shape(0),   mask.shape(1)};
+  const pycodec::TrimmedShape shape = {x.shape(0),      x.shape(1),      x.shape(2),
+                                       x.shape(3),      weight.shape(0), weight.shape(2),
+                                       weight.shape(3), mask.shape(0),   mask.shape(1)};
   Array<float> out({x.shape(0), weight.shape(0), x.shape(2), x.shape(3)});
   const float *x_data = x.data(), *weight_data = weight.data(), *bias_data = bias.data();
   const bool* mask_data = mask.data();

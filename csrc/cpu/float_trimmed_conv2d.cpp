@@ -40,19 +40,6 @@ std::int64_t round_up(std::int64_t a, std::int64_t multiple) {
   return ceil_div(a, multiple) * multiple;
 }
 
-void check(const FloatTrimmedShape& s) {
-  if (s.batch < 0 || s.height < 0 || s.width < 0 || s.in_channels < 1 || s.out_channels < 1) {
-    throw std::invalid_argument("a convolution needs channels, and no size below 0");
-  }
-  if (s.kernel_height % 2 != 1 || s.kernel_width % 2 != 1) {
-    throw std::invalid_argument("the kernel's height and width must be odd");
-  }
-  if (s.groups_in < 1 || s.groups_out < 1 || s.in_channels % s.groups_in != 0 ||
-      s.out_channels % s.groups_out != 0) {
-    throw std::invalid_argument("channels cannot be split into that many equal groups");
-  }
-}
-
 // How a picture is cut: tiles of rows x columns outputs, whose inputs are copied into a buffer
 // [in_channels][rows + kernel_height - 1][stride] with zeros around the picture.
 struct Tiling {
@@ -60,7 +47,7 @@ struct Tiling {
   std::int64_t buffer_rows, stride;
   std::int64_t tiles_down, tiles_across;
 
-  Tiling(const FloatTrimmedShape& s, std::int64_t rows_, std::int64_t columns_)
+  Tiling(const TrimmedShape& s, std::int64_t rows_, std::int64_t columns_)
       : rows(rows_),
         columns(columns_),
         buffer_rows(rows + s.kernel_height - 1),
@@ -71,7 +58,7 @@ struct Tiling {
 
 // The tiles that take least time, if a multiply-add takes 1 / lanes and a copied value 1 / 2. Sums
 // do not depend on tiles, so these may depend on the number of threads.
-Tiling choose_tiling(const FloatTrimmedShape& s, std::int64_t macs, int lanes, int threads) {
+Tiling choose_tiling(const TrimmedShape& s, std::int64_t macs, int lanes, int threads) {
   const auto width_of = [&](std::int64_t across) {
     return std::min(s.width, round_up(ceil_div(s.width, across), lanes));
   };
@@ -98,7 +85,7 @@ Tiling choose_tiling(const FloatTrimmedShape& s, std::int64_t macs, int lanes, i
 
 class Layer {
  public:
-  Layer(const FloatTrimmedShape& shape, const float* weight, const bool* mask, const float* bias,
+  Layer(const TrimmedShape& shape, const float* weight, const bool* mask, const float* bias,
         int threads)
       : shape_(shape),
         kernel_(kernel_for(simd_level())),
@@ -275,7 +262,7 @@ class Layer {
     }
   }
 
-  const FloatTrimmedShape shape_;
+  const TrimmedShape shape_;
   const FloatTrimmedKernel kernel_;
   const std::int64_t group_out_, group_in_;  // channels
   const std::int64_t taps_;
@@ -289,9 +276,9 @@ class Layer {
 
 }  // namespace
 
-void float_trimmed_conv2d(const FloatTrimmedShape& shape, const float* x, const float* weight,
+void float_trimmed_conv2d(const TrimmedShape& shape, const float* x, const float* weight,
                           const bool* mask, const float* bias, float* out, int threads) {
-  check(shape);
+  check_shape(shape);
   if (shape.batch == 0 || shape.height == 0 || shape.width == 0) return;
   Layer(shape, weight, mask, bias, threads).run(x, out, threads);
 }

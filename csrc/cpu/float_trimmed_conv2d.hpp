@@ -4,13 +4,9 @@
 
 #include <cstdint>
 
-namespace pycodec {
+#include "cpu/trimmed_shape.hpp"
 
-struct FloatTrimmedShape {
-  std::int64_t batch, in_channels, height, width, out_channels;
-  std::int64_t kernel_height, kernel_width;
-  std::int64_t groups_out, groups_in;
-};
+namespace pycodec {
 
 // x: [batch][in_channels][height][width]; weight: [out_channels][in_channels][kernel_height]
 // [kernel_width]; mask: [groups_out][groups_in][kernel_height][kernel_width]; bias: [out_channels];
@@ -19,7 +15,7 @@ struct FloatTrimmedShape {
 //
 // Throws std::invalid_argument for negative sizes, kernels that are not odd, groups that do not
 // divide the channels, and layers beyond 32-bit offsets.
-void float_trimmed_conv2d(const FloatTrimmedShape& shape, const float* x, const float* weight,
+void float_trimmed_conv2d(const TrimmedShape& shape, const float* x, const float* weight,
                           const bool* mask, const float* bias, float* out, int threads);
 
 }  // namespace pycodec

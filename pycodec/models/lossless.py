@@ -247,7 +247,7 @@ class LosslessCodec:
     def _decode_tile(self, tile: Tile, stream: bytes, count: int, threads: int) -> np.ndarray:
         planes: list[np.ndarray] = []
         parts = split_streams(memoryview(stream), 2 * count)
-        parts[0], mirrored = _is_mirrored(parts[0])
+        parts[0], mirrored = _split_mark(parts[0])
         networks = self._networks(planes, count)
         for head, symbols, (network, side) in zip(parts[::2], parts[1::2], networks, strict=True):
             bits = _with_head(network, head).decode(
@@ -288,13 +288,13 @@ def _mark_mirrored(head: bytes) -> bytes:
     return bytes([head[0] | _MIRRORED]) + head[1:] if head else bytes([_MIRRORED])
 
 
-def _is_mirrored(head: bytes) -> tuple[bytes, bool]:
-    """Inverse of :func:`_mark_mirrored`."""
-    if not head or not head[0] & _MIRRORED:
+def _split_mark(head: bytes) -> tuple[bytes, bool]:
+    """Inverse of :func:`_mark_mirrored`: the head, and whether the tile is mirrored."""
+    if not head or head[0] < _MIRRORED:
         return head, False
-    return b"" if bytes(head) == bytes([_MIRRORED]) else bytes(
-        [head[0] ^ _MIRRORED, *head[1:]]
-    ), True
+    if len(head) == 1 and head[0] == _MIRRORED:
+        return b"", True
+    return bytes([head[0] ^ _MIRRORED]) + head[1:], True
 
 
 def _lanes(pixels: int) -> int:

@@ -3,7 +3,7 @@
 The same functions as :func:`pycodec.ops.trimmed_conv2d` and ``torch.nn.functional.prelu``, with
 gradients, in channels-last memory. The convolution leaves out what the mask cuts in units of 32
 inputs by 16 outputs, and PReLU's gradients take one pass over the memory. Both fall back to PyTorch
-wherever the kernels (``csrc/cpu/bfloat16_trimmed_conv2d.hpp``) cannot run: the caller need not ask.
+wherever the kernels (``csrc/cpu/trimmed_training.hpp``) cannot run: the caller need not ask.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_a_model_may_be_trained_further(tmp_path, chroma):
 def test_training_by_the_clock(pictures, tmp_path, monkeypatch):
     """A step takes a tenth of a minute here, whatever it takes."""
     lines: list[str] = []
-    options = LosslessOptions(**{**SHORT, "steps": 4, "quantize": 1, "minutes": 1.04})
+    options = LosslessOptions(**{**SHORT, "steps": 4, "quantize": 1, "minutes": 1.04, "warmup": 1})
     trainer = LosslessTrainer(pictures, tmp_path, options, report=lines.append)
     monkeypatch.setattr(lossless.time, "monotonic", lambda: trainer.began + 6 * trainer.step)
     rates, rounding = [], []
@@ -154,6 +154,7 @@ def test_training_by_the_clock(pictures, tmp_path, monkeypatch):
 
     trainer._optimize = watched
     trainer.run()
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.1 * rates[0]
     assert len(rates) == 11 and [line.split(":")[0] for line in lines][-1] == "step 11"
     assert rounding == [False] * 8 + [True] * 3  # a quarter of the time
     options = LosslessOptions(**{**SHORT, "minutes": 1.04})

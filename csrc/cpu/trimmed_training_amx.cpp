@@ -2,8 +2,8 @@
 // are interleaved.
 #include <immintrin.h>
 
-#include "cpu/bfloat16_trimmed_conv2d_kernel.hpp"
 #include "cpu/tile_configuration.hpp"
+#include "cpu/trimmed_training_kernel.hpp"
 
 namespace pycodec {
 namespace {

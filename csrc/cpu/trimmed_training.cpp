@@ -1,4 +1,4 @@
-#include "cpu/bfloat16_trimmed_conv2d.hpp"
+#include "cpu/trimmed_training.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "cpu/aligned_buffer.hpp"
-#include "cpu/bfloat16_trimmed_conv2d_kernel.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd_level.hpp"
+#include "cpu/trimmed_training_kernel.hpp"
 
 namespace pycodec {
 namespace {
@@ -37,26 +37,17 @@ std::int64_t round_up(std::int64_t a, std::int64_t multiple) {
   return (a + multiple - 1) / multiple * multiple;
 }
 
-void check(const Bfloat16Shape& s) {
-  if (s.batch < 0 || s.height < 0 || s.width < 0 || s.in_channels < 1 || s.out_channels < 1) {
-    throw std::invalid_argument("a convolution needs channels, and no size below 0");
-  }
-  if (s.in_channels % kBfloat16Channels != 0 || s.out_channels % kBfloat16Channels != 0) {
+void check(const TrimmedShape& shape) {
+  check_shape(shape);
+  if (shape.in_channels % kBfloat16Channels != 0 || shape.out_channels % kBfloat16Channels != 0) {
     throw std::invalid_argument("in bfloat16, channels must be multiples of 32");
-  }
-  if (s.kernel_height % 2 != 1 || s.kernel_width % 2 != 1) {
-    throw std::invalid_argument("the kernel's height and width must be odd");
-  }
-  if (s.groups_in < 1 || s.groups_out < 1 || s.in_channels % s.groups_in != 0 ||
-      s.out_channels % s.groups_out != 0) {
-    throw std::invalid_argument("channels cannot be split into that many equal groups");
   }
 }
 
 // What the mask says of single channels and of half blocks.
 class Mask {
  public:
-  Mask(const Bfloat16Shape& shape, const bool* mask)
+  Mask(const TrimmedShape& shape, const bool* mask)
       : taps_(shape.kernel_height * shape.kernel_width),
         groups_in_(shape.groups_in),
         width_out_(shape.out_channels / shape.groups_out),
@@ -90,7 +81,7 @@ struct Band {
 
 class Bands {
  public:
-  explicit Bands(const Bfloat16Shape& s)
+  explicit Bands(const TrimmedShape& s)
       : shape_(s),
         down_((s.height + kBandRows - 1) / kBandRows),
         across_((s.width + kBandColumns - 1) / kBandColumns) {}
@@ -105,14 +96,14 @@ class Bands {
   }
 
  private:
-  const Bfloat16Shape shape_;
+  const TrimmedShape shape_;
   const std::int64_t down_, across_;
 };
 
 // A band of x and what the kernel sees around it, zeros outside the image.
 class Frame {
  public:
-  explicit Frame(const Bfloat16Shape& s)
+  explicit Frame(const TrimmedShape& s)
       : shape_(s),
         rows_(std::min(kBandRows, s.height) + s.kernel_height - 1),
         columns_(round_up(std::min(kBandColumns, s.width), kBlock) +
@@ -147,7 +138,7 @@ class Frame {
   }
 
  private:
-  const Bfloat16Shape shape_;
+  const TrimmedShape shape_;
   const std::int64_t rows_, columns_;
   AlignedBuffer values_;
 };
@@ -155,7 +146,7 @@ class Frame {
 // The blocks of outputs, with the weights in the order of the tiles.
 class Weights {
  public:
-  Weights(const Bfloat16Shape& s, const Mask& mask, std::int64_t row_bytes,
+  Weights(const TrimmedShape& s, const Mask& mask, std::int64_t row_bytes,
           const std::uint16_t* weight, const float* bias)
       : packed_(static_cast<std::size_t>(2 * s.kernel_height * s.kernel_width * s.in_channels *
                                          s.out_channels)) {
@@ -204,7 +195,7 @@ class Weights {
 // [output half][16][16].
 class Correlation {
  public:
-  Correlation(const Bfloat16Shape& s, const Mask& mask)
+  Correlation(const TrimmedShape& s, const Mask& mask)
       : shape_(s),
         taps_(s.kernel_height * s.kernel_width),
         blocks_out_(s.out_channels / kBlock),
@@ -298,7 +289,7 @@ class Correlation {
   }
 
  private:
-  const Bfloat16Shape shape_;
+  const TrimmedShape shape_;
   const std::int64_t taps_, blocks_out_;
   Frame frame_;
   const std::int64_t grad_steps_;
@@ -307,7 +298,7 @@ class Correlation {
   std::vector<unsigned> seen_;
 };
 
-bool is_empty(const Bfloat16Shape& s) { return s.batch == 0 || s.height == 0 || s.width == 0; }
+bool is_empty(const TrimmedShape& s) { return s.batch == 0 || s.height == 0 || s.width == 0; }
 
 // Calls body(begin, end) with a share of the bands for each thread.
 template <class Body>
@@ -321,7 +312,7 @@ void share(std::int64_t count, int threads, const Body& body) {
 
 bool runs_bfloat16() { return kernel_for(simd_level()) != nullptr; }
 
-void bfloat16_trimmed_conv2d(const Bfloat16Shape& shape, const std::uint16_t* x,
+void bfloat16_trimmed_conv2d(const TrimmedShape& shape, const std::uint16_t* x,
                              const std::uint16_t* weight, const bool* mask, const float* bias,
                              std::uint16_t* out, int threads) {
   check(shape);
@@ -350,7 +341,7 @@ void bfloat16_trimmed_conv2d(const Bfloat16Shape& shape, const std::uint16_t* x,
   });
 }
 
-void bfloat16_trimmed_conv2d_gradients(const Bfloat16Shape& shape, const std::uint16_t* x,
+void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uint16_t* x,
                                        const std::uint16_t* grad, const bool* mask,
                                        float* weight_gradient, float* bias_gradient, int threads) {
   check(shape);

@@ -1,4 +1,4 @@
-#include "cpu/bfloat16_trimmed_conv2d.hpp"
+#include "cpu/trimmed_training.hpp"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -15,13 +15,13 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 using Bfloat16 = Array<std::uint16_t>;  // NumPy has no such type
 
-pycodec::Bfloat16Shape shape_of(const Bfloat16& x, py::ssize_t out_channels,
-                                const Array<bool>& mask, int threads) {
+pycodec::TrimmedShape shape_of(const Bfloat16& x, py::ssize_t out_channels, const Array<bool>& mask,
+                               int threads) {
   if (x.ndim() != 4 || mask.ndim() != 4) {
     throw std::invalid_argument("x and mask must have 4 dimensions");
   }
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  return {x.shape(0),    x.shape(1),    x.shape(2),    x.shape(3),   out_channels,
+  return {x.shape(0),    x.shape(3),    x.shape(1),    x.shape(2),   out_channels,
           mask.shape(2), mask.shape(3), mask.shape(0), mask.shape(1)};
 }
 
@@ -89,7 +89,7 @@ py::tuple prelu_gradients(const Bfloat16& x, const Array<float>& slope, const Bf
 
 }  // namespace
 
-void bind_bfloat16_trimmed_conv2d(py::module_& m) {
+void bind_trimmed_training(py::module_& m) {
   m.def("runs_bfloat16", &pycodec::runs_bfloat16,
         "Whether the SIMD level in force has bfloat16_trimmed_conv2d.");
   m.def(

@@ -5,13 +5,9 @@
 
 #include <cstdint>
 
-namespace pycodec {
+#include "cpu/trimmed_shape.hpp"
 
-struct Bfloat16Shape {
-  std::int64_t batch, height, width, in_channels, out_channels;
-  std::int64_t kernel_height, kernel_width;
-  std::int64_t groups_out, groups_in;
-};
+namespace pycodec {
 
 constexpr std::int64_t kBfloat16Channels = 32;  // input and output channels must be multiples
 
@@ -23,13 +19,13 @@ bool runs_bfloat16();
 // [kernel_width]; bias: [out_channels]; out: [batch][height][width][out_channels].
 //
 // Throws std::invalid_argument where runs_bfloat16() is false or the shape does not fit.
-void bfloat16_trimmed_conv2d(const Bfloat16Shape& shape, const std::uint16_t* x,
+void bfloat16_trimmed_conv2d(const TrimmedShape& shape, const std::uint16_t* x,
                              const std::uint16_t* weight, const bool* mask, const float* bias,
                              std::uint16_t* out, int threads);
 
 // Gradients in the weight, like it and 0 where the mask cuts, and in the bias; grad is that in
 // `out`. The last bits depend on the number of threads.
-void bfloat16_trimmed_conv2d_gradients(const Bfloat16Shape& shape, const std::uint16_t* x,
+void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uint16_t* x,
                                        const std::uint16_t* grad, const bool* mask,
                                        float* weight_gradient, float* bias_gradient, int threads);
 
