@@ -69,6 +69,7 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         with_json("profiling/overhead.py", name="profiler_overhead"),
         with_json("roofline.py"),
         with_json("models/photo.py"),
+        with_json("models/mirroring.py"),
         with_json("coding/rans.py"),
         script("integrations/dataset.py"),
         with_json("ops/quantize.py"),
