@@ -2,7 +2,8 @@
 
 Codes each picture, turned to gray, both ways round with each model in slope order, and prints the
 whole tiles' bytes: as it is, mirrored, and as the encoder chooses. Of the photographs of
-scikit-image, or of those of a folder. The peer is the same codec without the choice; nothing to install.
+scikit-image, or of those of a folder. The peer is the same codec without the choice; nothing to
+install.
 
     python benchmarks/models/mirroring.py [FOLDER] [--models tcae tcae-fast] [--json FILE]
 """

@@ -2,8 +2,9 @@
 
 Question: on a hidden layer of the lossless network, a trimmed convolution and PReLU on bfloat16
 crops, how much faster are the kernels of ``pycodec.ops.trimmed_training`` than PyTorch (oneDNN)
-with a masked weight, in either memory format? Times take turns, are medians, and are of the layer
-with all its gradients; effective GMAC/s count what the mask leaves, three times a layer.
+with a masked weight, in either memory format? And where the layer's results are rounded as integers
+will be? Times take turns, are medians, and are of the layer with all its gradients; effective
+GMAC/s count what the mask leaves, three times a layer.
 
 Peer: PyTorch itself; nothing to install.
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -31,13 +33,17 @@ from pycodec.ops.trimmed_conv2d import expand_mask, trim
 PLANES, CHANNELS = 8, 64
 
 
-def layer_runs(crops: int, side: int, kernel: int, order: str) -> dict[str, Callable[[], None]]:
+def layer_runs(
+    crops: int, side: int, kernel: int, order: str, rounded: bool
+) -> dict[str, Callable[[], None]]:
     """Forward and backward passes of the same layer."""
     seen = mask(order, "B", PLANES, PLANES, kernel)
     weight = torch.randn(CHANNELS, CHANNELS, kernel, kernel) / CHANNELS
     wide = expand_mask(seen, weight)
     bias, slope = torch.randn(CHANNELS), torch.rand(CHANNELS)
     leaves = [t.bfloat16().requires_grad_() for t in (trim(weight, wide), bias, slope)]
+    if rounded:
+        leaves.append(torch.full((CHANNELS,), 0.05, requires_grad=True))
 
     def run(apply: Callable[..., Tensor], layout: torch.memory_format) -> Callable[[], None]:
         shape = crops, CHANNELS, side, side
@@ -51,11 +57,13 @@ def layer_runs(crops: int, side: int, kernel: int, order: str) -> dict[str, Call
 
         return call
 
-    def dense(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-        return F.prelu(F.conv2d(x, weight, bias, padding=kernel // 2), slope)
+    def dense(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *scale: Tensor) -> Tensor:
+        out = F.prelu(F.conv2d(x, weight, bias, padding=kernel // 2), slope)
+        return trimmed_training.fake_quantize_reference(out, *scale).bfloat16() if scale else out
 
-    def trimmed(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-        return trimmed_training.prelu(trimmed_training.conv2d(x, weight, seen, bias), slope)
+    def trimmed(x: Tensor, weight: Tensor, bias: Tensor, slope: Tensor, *scale: Tensor) -> Tensor:
+        out = trimmed_training.prelu(trimmed_training.conv2d(x, weight, seen, bias), slope)
+        return trimmed_training.fake_quantize(out, *scale) if scale else out
 
     return {
         "torch dense NCHW": run(dense, torch.contiguous_format),
@@ -80,23 +88,23 @@ def main() -> None:
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for order in ("plane", "slope"):
-            for kernel in (5, 3):
-                runs = layer_runs(options.crops, options.side, kernel, order)
-                times = time_side_by_side(runs, options.rounds, options.seconds)
-                share = mask(order, "B", PLANES, PLANES, kernel).float().mean().item()
-                products = 3 * share * (CHANNELS * kernel * options.side) ** 2 * options.crops
-                for name, seconds in times.items():
-                    row = {
-                        "layer": f"{order} {CHANNELS}->{CHANNELS} {kernel}x{kernel}",
-                        "threads": threads,
-                        "implementation": name,
-                        "median_ms": round(1e3 * seconds, 3),
-                        "speedup": round(times["torch dense NHWC"] / seconds, 2),
-                        "gmac_s": round(products / seconds / 1e9, 1),
-                    }
-                    rows.append(row)
-                    print(*(f"{value}" for value in row.values()), sep="  ", flush=True)
+        for order, kernel, rounded in product(("plane", "slope"), (5, 3), (False, True)):
+            runs = layer_runs(options.crops, options.side, kernel, order, rounded)
+            times = time_side_by_side(runs, options.rounds, options.seconds)
+            share = mask(order, "B", PLANES, PLANES, kernel).float().mean().item()
+            products = 3 * share * (CHANNELS * kernel * options.side) ** 2 * options.crops
+            layer = f"{order} {CHANNELS}->{CHANNELS} {kernel}x{kernel}"
+            for name, seconds in times.items():
+                row = {
+                    "layer": f"{layer}, rounded" if rounded else layer,
+                    "threads": threads,
+                    "implementation": name,
+                    "median_ms": round(1e3 * seconds, 3),
+                    "speedup": round(times["torch dense NHWC"] / seconds, 2),
+                    "gmac_s": round(products / seconds / 1e9, 1),
+                }
+                rows.append(row)
+                print(*(f"{value}" for value in row.values()), sep="  ", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

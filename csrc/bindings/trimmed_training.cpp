@@ -2,7 +2,9 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "cpu_module.hpp"
@@ -66,13 +68,20 @@ py::tuple gradients(const Bfloat16& x, const Bfloat16& grad, const Array<bool>& 
   return py::make_tuple(weight, bias);
 }
 
-py::tuple prelu_gradients(const Bfloat16& x, const Array<float>& slope, const Bfloat16& grad,
-                          int threads) {
-  if (x.ndim() != 2 || grad.ndim() != 2 || x.shape(0) != grad.shape(0) ||
-      x.shape(1) != grad.shape(1) || slope.ndim() != 1 || slope.shape(0) != x.shape(1)) {
-    throw std::invalid_argument("x and grad must be [positions, channels], slope [channels]");
+// Throws unless x and `other` are [positions, channels] and `values` [channels].
+void check_positions(const Bfloat16& x, const Bfloat16& other, const Array<float>& values,
+                     int threads) {
+  if (x.ndim() != 2 || other.ndim() != 2 || x.shape(0) != other.shape(0) ||
+      x.shape(1) != other.shape(1) || values.ndim() != 1 || values.shape(0) != x.shape(1)) {
+    throw std::invalid_argument(
+        "tensors must be [positions, channels], slopes and scales [channels]");
   }
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+}
+
+py::tuple prelu_gradients(const Bfloat16& x, const Array<float>& slope, const Bfloat16& grad,
+                          int threads) {
+  check_positions(x, grad, slope, threads);
   Bfloat16 x_gradient({x.shape(0), x.shape(1)});
   Array<float> slope_gradient(slope.shape(0));
   const std::uint16_t *x_data = x.data(), *grad_data = grad.data();
@@ -85,6 +94,39 @@ py::tuple prelu_gradients(const Bfloat16& x, const Array<float>& slope, const Bf
                                       slope_to, threads);
   }
   return py::make_tuple(x_gradient, slope_gradient);
+}
+
+Bfloat16 fake_quantize(const Bfloat16& x, const std::optional<Bfloat16>& residual,
+                       const Array<float>& scale, int threads) {
+  check_positions(x, residual.value_or(x), scale, threads);
+  Bfloat16 out({x.shape(0), x.shape(1)});
+  const std::uint16_t* x_data = x.data();
+  const std::uint16_t* residual_data = residual ? residual->data() : nullptr;
+  const float* scale_data = scale.data();
+  std::uint16_t* to = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  pycodec::bfloat16_fake_quantize(x.shape(0), x.shape(1), x_data, residual_data, scale_data, to,
+                                  threads);
+  return out;
+}
+
+py::tuple fake_quantize_gradients(const Bfloat16& x, const std::optional<Bfloat16>& residual,
+                                  const Array<float>& scale, const Bfloat16& grad, int threads) {
+  check_positions(x, residual.value_or(x), scale, threads);
+  check_positions(x, grad, scale, threads);
+  Bfloat16 x_gradient({x.shape(0), x.shape(1)});
+  Array<float> scale_gradient(scale.shape(0));
+  const std::uint16_t *x_data = x.data(), *grad_data = grad.data();
+  const std::uint16_t* residual_data = residual ? residual->data() : nullptr;
+  const float* scale_data = scale.data();
+  std::uint16_t* to = x_gradient.mutable_data();
+  float* scale_to = scale_gradient.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    pycodec::bfloat16_fake_quantize_gradients(x.shape(0), x.shape(1), x_data, residual_data,
+                                              scale_data, grad_data, to, scale_to, threads);
+  }
+  return py::make_tuple(x_gradient, scale_gradient);
 }
 
 }  // namespace
@@ -102,4 +144,12 @@ void bind_trimmed_training(py::module_& m) {
   m.def("bfloat16_prelu_gradients", &prelu_gradients, py::arg("x").noconvert(),
         py::arg("slope").noconvert(), py::arg("grad").noconvert(), py::arg("threads") = 1,
         "Gradients of PReLU in x [positions, channels] and slope [channels]. Releases the GIL.");
+  m.def("bfloat16_fake_quantize", &fake_quantize, py::arg("x").noconvert(),
+        py::arg("residual").noconvert(), py::arg("scale").noconvert(), py::arg("threads") = 1,
+        "x plus the residual or None, [positions, channels], rounded to -127..127 times scale "
+        "[channels]. Releases the GIL.");
+  m.def("bfloat16_fake_quantize_gradients", &fake_quantize_gradients, py::arg("x").noconvert(),
+        py::arg("residual").noconvert(), py::arg("scale").noconvert(), py::arg("grad").noconvert(),
+        py::arg("threads") = 1,
+        "Its gradients in x, which are the residual's too, and in scale. Releases the GIL.");
 }

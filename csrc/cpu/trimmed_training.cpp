@@ -308,6 +308,33 @@ void share(std::int64_t count, int threads, const Body& body) {
                [&](std::int64_t i) { body(count * i / parts, count * (i + 1) / parts); });
 }
 
+// Calls body(count, at, channel, sums) for all of [positions][channels], 32 channels at a time:
+// `count` positions, the first element of which is number `at`. What it adds to `sums`, 32 values,
+// ends up in `totals`, [channels].
+template <class Body>
+void add_over_positions(std::int64_t positions, std::int64_t channels, int threads, float* totals,
+                        const Body& body) {
+  if (positions < 0 || channels < 1 || channels % kBfloat16Channels != 0) {
+    throw std::invalid_argument("in bfloat16, channels must be multiples of 32");
+  }
+  constexpr std::int64_t kPositions = 1024;
+  std::fill(totals, totals + channels, 0.0f);
+  std::mutex mutex;
+  const std::int64_t count = (positions + kPositions - 1) / kPositions;
+  share(count, threads, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> sums(static_cast<std::size_t>(channels));
+    for (std::int64_t first = begin * kPositions; first < std::min(end * kPositions, positions);
+         first += kPositions) {
+      for (std::int64_t channel = 0; channel < channels; channel += kBlock) {
+        body(std::min(kPositions, positions - first), first * channels + channel, channel,
+             &sums[static_cast<std::size_t>(channel)]);
+      }
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (std::int64_t c = 0; c < channels; ++c) totals[c] += sums[static_cast<std::size_t>(c)];
+  });
+}
+
 }  // namespace
 
 bool runs_bfloat16() { return kernel_for(simd_level()) != nullptr; }
@@ -365,27 +392,39 @@ void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uin
 void bfloat16_prelu_gradients(std::int64_t positions, std::int64_t channels, const std::uint16_t* x,
                               const float* slope, const std::uint16_t* grad,
                               std::uint16_t* x_gradient, float* slope_gradient, int threads) {
-  if (positions < 0 || channels < 1 || channels % kBfloat16Channels != 0) {
-    throw std::invalid_argument("in bfloat16, channels must be multiples of 32");
-  }
   const Bfloat16Kernel& kernels = kernel();
-  std::fill(slope_gradient, slope_gradient + channels, 0.0f);
-  std::mutex mutex;
-  constexpr std::int64_t kPositions = 1024;
-  const std::int64_t count = (positions + kPositions - 1) / kPositions;
-  share(count, threads, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> sums(static_cast<std::size_t>(channels));
-    for (std::int64_t first = begin * kPositions; first < std::min(end * kPositions, positions);
-         first += kPositions) {
-      for (std::int64_t channel = 0; channel < channels; channel += kBlock) {
-        const std::int64_t at = first * channels + channel;
-        kernels.prelu_gradients(std::min(kPositions, positions - first), channels, x + at,
-                                slope + channel, grad + at, x_gradient + at, &sums[channel]);
-      }
-    }
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (std::int64_t c = 0; c < channels; ++c) slope_gradient[c] += sums[c];
-  });
+  add_over_positions(positions, channels, threads, slope_gradient,
+                     [&](std::int64_t count, std::int64_t at, std::int64_t channel, float* sums) {
+                       kernels.prelu_gradients(count, channels, x + at, slope + channel, grad + at,
+                                               x_gradient + at, sums);
+                     });
+}
+
+void bfloat16_fake_quantize(std::int64_t positions, std::int64_t channels, const std::uint16_t* x,
+                            const std::uint16_t* residual, const float* scale, std::uint16_t* out,
+                            int threads) {
+  const Bfloat16Kernel& kernels = kernel();
+  std::vector<float> none(static_cast<std::size_t>(std::max<std::int64_t>(channels, 0)));
+  add_over_positions(positions, channels, threads, none.data(),
+                     [&](std::int64_t count, std::int64_t at, std::int64_t channel, float*) {
+                       kernels.fake_quantize(count, channels, x + at,
+                                             residual ? residual + at : nullptr, scale + channel,
+                                             out + at);
+                     });
+}
+
+void bfloat16_fake_quantize_gradients(std::int64_t positions, std::int64_t channels,
+                                      const std::uint16_t* x, const std::uint16_t* residual,
+                                      const float* scale, const std::uint16_t* grad,
+                                      std::uint16_t* x_gradient, float* scale_gradient,
+                                      int threads) {
+  const Bfloat16Kernel& kernels = kernel();
+  add_over_positions(positions, channels, threads, scale_gradient,
+                     [&](std::int64_t count, std::int64_t at, std::int64_t channel, float* sums) {
+                       kernels.fake_quantize_gradients(
+                           count, channels, x + at, residual ? residual + at : nullptr,
+                           scale + channel, grad + at, x_gradient + at, sums);
+                     });
 }
 
 }  // namespace pycodec

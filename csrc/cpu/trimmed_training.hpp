@@ -35,4 +35,18 @@ void bfloat16_prelu_gradients(std::int64_t positions, std::int64_t channels, con
                               const float* slope, const std::uint16_t* grad,
                               std::uint16_t* x_gradient, float* slope_gradient, int threads);
 
+// (x + residual) / scale, rounded to the nearest of -127 to 127, ties to even, times scale. All but
+// scale, [channels], are [positions][channels]; residual may be null, that is, zeros.
+void bfloat16_fake_quantize(std::int64_t positions, std::int64_t channels, const std::uint16_t* x,
+                            const std::uint16_t* residual, const float* scale, std::uint16_t* out,
+                            int threads);
+
+// Its gradients in x, which are those in the residual too, and in the scale, [channels]: as if
+// rounding had the derivative 1 (LSQ, arXiv 1902.08153).
+void bfloat16_fake_quantize_gradients(std::int64_t positions, std::int64_t channels,
+                                      const std::uint16_t* x, const std::uint16_t* residual,
+                                      const float* scale, const std::uint16_t* grad,
+                                      std::uint16_t* x_gradient, float* scale_gradient,
+                                      int threads);
+
 }  // namespace pycodec

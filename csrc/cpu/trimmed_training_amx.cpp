@@ -18,6 +18,9 @@ __m512 widen_high(__m512i pairs) {
 __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
+__m512 load_half(const std::uint16_t* values, int half) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values) + half));
+}
 __m512i narrow(__m512 low, __m512 high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
@@ -196,9 +199,7 @@ void prelu_gradients(std::int64_t positions, std::int64_t stride, const std::uin
   for (std::int64_t i = 0; i < positions; ++i, x += stride, grad += stride, x_gradient += stride) {
     __m512 results[2];
     for (int half = 0; half < 2; ++half) {
-      const auto* values = reinterpret_cast<const __m256i*>(x) + half;
-      const __m512 value = widen(_mm256_loadu_si256(values));
-      const __m512 g = widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(grad) + half));
+      const __m512 value = load_half(x, half), g = load_half(grad, half);
       const __mmask16 positive = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_GT_OQ);
       results[half] = _mm512_mask_blend_ps(positive, _mm512_mul_ps(g, slopes[half]), g);
       const auto negative = static_cast<__mmask16>(~positive);
@@ -210,9 +211,68 @@ void prelu_gradients(std::int64_t positions, std::int64_t stride, const std::uin
   _mm512_storeu_ps(slope_gradient + 16, sums[1]);
 }
 
+// In units of the scale.
+__m512 scaled_sum(const std::uint16_t* x, const std::uint16_t* residual, int half, __m512 scale) {
+  __m512 sum = load_half(x, half);
+  if (residual != nullptr) sum = _mm512_add_ps(sum, load_half(residual, half));
+  return _mm512_div_ps(sum, scale);
+}
+
+const float kLargest = 127;
+
+__m512 round_to_grid(__m512 value) {
+  const __m512 largest = _mm512_set1_ps(kLargest), least = _mm512_set1_ps(-kLargest);
+  const __m512 inside = _mm512_max_ps(_mm512_min_ps(value, largest), least);
+  return _mm512_roundscale_ps(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+void fake_quantize(std::int64_t positions, std::int64_t stride, const std::uint16_t* x,
+                   const std::uint16_t* residual, const float* scale, std::uint16_t* out) {
+  const __m512 scales[2] = {_mm512_loadu_ps(scale), _mm512_loadu_ps(scale + kHalf)};
+  for (std::int64_t i = 0; i < positions; ++i, x += stride, out += stride) {
+    __m512 results[2];
+    for (int half = 0; half < 2; ++half) {
+      const __m512 value = scaled_sum(x, residual, half, scales[half]);
+      results[half] = _mm512_mul_ps(round_to_grid(value), scales[half]);
+    }
+    _mm512_storeu_si512(out, narrow(results[0], results[1]));
+    if (residual != nullptr) residual += stride;
+  }
+}
+
+void fake_quantize_gradients(std::int64_t positions, std::int64_t stride, const std::uint16_t* x,
+                             const std::uint16_t* residual, const float* scale,
+                             const std::uint16_t* grad, std::uint16_t* x_gradient,
+                             float* scale_gradient) {
+  const __m512 scales[2] = {_mm512_loadu_ps(scale), _mm512_loadu_ps(scale + kHalf)};
+  __m512 sums[2] = {_mm512_loadu_ps(scale_gradient), _mm512_loadu_ps(scale_gradient + kHalf)};
+  for (std::int64_t i = 0; i < positions; ++i, x += stride, grad += stride, x_gradient += stride) {
+    __m512 results[2];
+    for (int half = 0; half < 2; ++half) {
+      const __m512 value = scaled_sum(x, residual, half, scales[half]);
+      const __m512 g = load_half(grad, half);
+      const __mmask16 inside =
+          _mm512_cmp_ps_mask(_mm512_abs_ps(value), _mm512_set1_ps(kLargest), _CMP_LE_OQ);
+      results[half] = _mm512_maskz_mov_ps(inside, g);
+      const __m512 rounded = round_to_grid(value);
+      const __m512 error = _mm512_mask_sub_ps(rounded, inside, rounded, value);
+      sums[half] = _mm512_fmadd_ps(g, error, sums[half]);
+    }
+    _mm512_storeu_si512(x_gradient, narrow(results[0], results[1]));
+    if (residual != nullptr) residual += stride;
+  }
+  _mm512_storeu_ps(scale_gradient, sums[0]);
+  _mm512_storeu_ps(scale_gradient + kHalf, sums[1]);
+}
+
 }  // namespace
 
-const Bfloat16Kernel kBfloat16KernelAmx = {convolve, correlate, transpose, interleave,
-                                           prelu_gradients};
+const Bfloat16Kernel kBfloat16KernelAmx = {convolve,
+                                           correlate,
+                                           transpose,
+                                           interleave,
+                                           prelu_gradients,
+                                           fake_quantize,
+                                           fake_quantize_gradients};
 
 }  // namespace pycodec

@@ -49,6 +49,16 @@ struct Bfloat16Kernel {
   void (*prelu_gradients)(std::int64_t positions, std::int64_t stride, const std::uint16_t* x,
                           const float* slope, const std::uint16_t* grad, std::uint16_t* x_gradient,
                           float* slope_gradient);
+
+  // bfloat16_fake_quantize of 32 channels.
+  void (*fake_quantize)(std::int64_t positions, std::int64_t stride, const std::uint16_t* x,
+                        const std::uint16_t* residual, const float* scale, std::uint16_t* out);
+
+  // bfloat16_fake_quantize_gradients of 32 channels, adding to scale_gradient.
+  void (*fake_quantize_gradients)(std::int64_t positions, std::int64_t stride,
+                                  const std::uint16_t* x, const std::uint16_t* residual,
+                                  const float* scale, const std::uint16_t* grad,
+                                  std::uint16_t* x_gradient, float* scale_gradient);
 };
 
 #if defined(__x86_64__)

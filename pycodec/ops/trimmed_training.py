@@ -1,9 +1,10 @@
-"""Trimmed convolutions and PReLU in bfloat16 on processors with matrix tiles: for training.
+"""Trimmed layers in bfloat16 on processors with matrix tiles: for training.
 
-The same functions as :func:`pycodec.ops.trimmed_conv2d` and ``torch.nn.functional.prelu``, with
-gradients, in channels-last memory. The convolution leaves out what the mask cuts in units of 32
-inputs by 16 outputs, and PReLU's gradients take one pass over the memory. Both fall back to PyTorch
-wherever the kernels (``csrc/cpu/trimmed_training.hpp``) cannot run: the caller need not ask.
+The same functions as :func:`pycodec.ops.trimmed_conv2d` and ``torch.nn.functional.prelu``, and the
+rounding of integer activations, with gradients, in channels-last memory. The convolution leaves out
+what the mask cuts in units of 32 inputs by 16 outputs; the gradients of PReLU and all of the
+rounding take one pass over the memory each. All fall back to PyTorch wherever the kernels
+(``csrc/cpu/trimmed_training.hpp``) cannot run: the caller need not ask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pycodec.ops.trimmed_conv2d import autocast, expand_mask, transposed, trim
 
 CHANNELS = 32
 """The kernels' channels are multiples of it."""
+LARGEST = 127
+"""Of the integers that activations round to; the least is its negative."""
 
 
 def conv2d(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
@@ -50,6 +53,30 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
     if _runs(x) and slope.numel() == x.shape[1]:
         return _Prelu.apply(x, slope)
     return F.prelu(x, slope.to(x.dtype))
+
+
+def fake_quantize(x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The sum on the grid of int8 activations, with a scale a channel.
+
+    ``round(clamp((x + residual) / scale, -127, 127)) * scale``; the gradient passes straight
+    through the rounding, and reaches the scale (LSQ, arXiv 1902.08153).
+
+    Args:
+        x: float [N, C, H, W]; the kernel takes bfloat16 on the CPU.
+        scale: [C], positive.
+        residual: like x.
+    """
+    if _runs(x) and scale.numel() == x.shape[1] and (residual is None or _runs(residual)):
+        return _FakeQuantize.apply(x, scale, residual)
+    return fake_quantize_reference(x, scale, residual)
+
+
+def fake_quantize_reference(x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+    """:func:`fake_quantize` of PyTorch's operations."""
+    total = x if residual is None else x + residual
+    scale = scale.view(1, -1, 1, 1)
+    inside = (total / scale).clamp(-LARGEST, LARGEST)
+    return (inside + (inside.round() - inside).detach()) * scale
 
 
 def _runs(x: Tensor) -> bool:
@@ -91,16 +118,38 @@ class _Prelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
-        values = _last(x)
-        rows = -1, x.shape[1]
         grad_x, grad_slope = _cpu.bfloat16_prelu_gradients(
-            _bits(values.reshape(rows)),
-            slope.detach().float().numpy(),
-            _bits(_last(grad).reshape(rows)),
-            torch.get_num_threads(),
+            _rows(x), slope.detach().float().numpy(), _rows(grad), torch.get_num_threads()
         )
-        grad_x = _floats(grad_x).view(values.shape).permute(0, 3, 1, 2)
-        return grad_x, torch.from_numpy(grad_slope).to(slope.dtype)
+        return _like(x, grad_x), torch.from_numpy(grad_slope).to(slope.dtype)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, residual):
+        ctx.save_for_backward(x, scale, residual)
+        out = _cpu.bfloat16_fake_quantize(
+            *_FakeQuantize._operands(x, scale, residual), torch.get_num_threads()
+        )
+        return _like(x, out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, residual = ctx.saved_tensors
+        grad_x, grad_scale = _cpu.bfloat16_fake_quantize_gradients(
+            *_FakeQuantize._operands(x, scale, residual), _rows(grad), torch.get_num_threads()
+        )
+        grad_x = _like(x, grad_x)
+        return (
+            grad_x,
+            torch.from_numpy(grad_scale).to(scale.dtype),
+            None if residual is None else grad_x,
+        )
+
+    @staticmethod
+    def _operands(x, scale, residual):
+        values = scale.detach().float().numpy()
+        return _rows(x), None if residual is None else _rows(residual), values
 
 
 def _convolve(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
@@ -117,6 +166,17 @@ def _convolve(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
 def _last(x: Tensor) -> Tensor:
     """[N, H, W, C], contiguous."""
     return x.detach().permute(0, 2, 3, 1).contiguous()
+
+
+def _rows(x: Tensor) -> NDArray[np.uint16]:
+    """[positions, C]."""
+    return _bits(_last(x).flatten(0, 2))
+
+
+def _like(x: Tensor, rows: NDArray[np.uint16]) -> Tensor:
+    """[positions, C] in the shape of x."""
+    n, channels, height, width = x.shape
+    return _floats(rows).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _mask(mask: Tensor) -> NDArray[np.bool_]:

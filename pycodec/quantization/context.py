@@ -156,11 +156,11 @@ class QuantizedNetwork(nn.Module):
             x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
             if step.prelu is not None:
                 x = trimmed_training.prelu(x, step.prelu.weight)
-            if step.residual is not None:
-                x = x + tensors[step.residual]
+            residual = None if step.residual is None else tensors[step.residual]
             if self.enabled and index < len(self.log_scales):
-                scale = scales[inputs + index].view(1, -1, 1, 1)
-                x = round_ste((x / scale).clamp(-127, 127)) * scale
+                x = trimmed_training.fake_quantize(x, scales[inputs + index], residual)
+            elif residual is not None:
+                x = x + residual
             tensors.append(x)
         return tensors[inputs:]
 

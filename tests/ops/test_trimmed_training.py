@@ -147,6 +147,52 @@ def test_prelu(shape, level):
     assert relative(leaves[1].grad, exact[1].grad) < (1e-4 if level == "amx" else 2**-4)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("shape", [(1, 32, 1, 1), (2, 64, 37, 61)], ids=str)
+def test_fake_quantize(shape, added, level):
+    torch.manual_seed(2)
+    x, grad, residual = (60 * torch.randn(shape).bfloat16() for _ in range(3))
+    scale = torch.rand(shape[1]) + 0.5
+    scale[:4] = 1.0
+    x[0, :4, 0, 0] = torch.tensor([0.5, -1.5, 127.0, 500.0])  # ties, the last inside, and beyond
+    residual[0, :4, 0, 0] = 0
+    operands = [x, scale, residual][: 3 if added else 2]
+
+    def run(function, operands: list[Tensor]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in operands]
+        out = function(*leaves)
+        out.backward(grad.to(out.dtype))
+        return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+    with simd_level(level):
+        actual = run(trimmed_training.fake_quantize, operands)
+    expected = run(trimmed_training.fake_quantize_reference, [t.float() for t in operands])
+    assert actual[0][0, :4, 0, 0].tolist() == [0, -2, 127, 127]
+    assert actual[1][0, :4, 0, 0].tolist() == [*grad[0, :3, 0, 0].tolist(), 0]
+    if level == "amx" or not added:  # else PyTorch rounds the sum to bfloat16 first
+        assert torch.equal(actual[0], expected[0].to(actual[0].dtype))
+        for a, e in zip(actual[1:], expected[1:], strict=True):
+            assert relative(a, e.double()) < 2**-8
+    else:
+        assert relative(actual[0], expected[0].double()) < 2**-6
+
+
+@tiles
+def test_fake_quantize_on_any_number_of_threads():
+    torch.manual_seed(3)
+    x, scale = 60 * torch.randn(2, 96, 40, 50).bfloat16(), torch.rand(96) + 0.5
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(trimmed_training.fake_quantize(x, scale))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
 def test_other_types_take_pytorch():
     x, weight, seen, bias, _ = operands(CASES[2])
     x, weight, bias = x.double(), weight.double(), bias.double()
