@@ -95,8 +95,8 @@ def encode(
     """Encode a picture to the bytes of an ``.lci`` file.
 
     Args:
-        image: uint8 array [H, W] or [H, W, C] with 1, 3 or 4 channels; a PIL image; a tensor
-            [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
+        image: uint8 array [H, W] or [H, W, C] with C 1 to 4, of which 2 and 4 end with alpha; a PIL
+            image; a tensor [C, H, W] or [H, W], uint8 or float in [0, 1]; or a list of them.
         quality: 1 (smallest file) to 100 (best picture), any number between.
         lossless: keep every pixel as it is; ``quality`` has no meaning then.
         model: name, folder, or a loaded model; None for the package's own: ``photo``,
@@ -152,7 +152,8 @@ def decode(
         device, threads: as in :func:`encode`.
         precision: of the synthesis; None for what the file asks for, mostly nothing: see
             :func:`encode`.
-        exact_pixels: synthesize in integers, so that every machine gets the same pixels.
+        exact_pixels: synthesize in integers, so that every machine gets the same pixels; those of
+            lossless files are so anyway.
 
     Returns:
         uint8 [H, W] for a gray picture, [H, W, 3] for colour, [H, W, 2] and [H, W, 4] with alpha;
@@ -214,6 +215,11 @@ def encode_picture(
         raise InputError("widths are those of a sphere's tiles: add projection erp")
     tile_log2 = _tile_log2(tile, DEFAULT_BAND_LOG2 if sphere else DEFAULT_TILE_LOG2)
     if lossless:
+        if not picture.exact:
+            raise InputError(
+                "lossless coding keeps samples of 8 bits, gray or RGB, and this picture's are "
+                "others: convert it first (" + "; ".join(picture.warnings) + ")"
+            )
         coded = codec.compress(
             pixels, tile_log2=tile_log2, threads=threads, code_length=code_length
         )
@@ -302,7 +308,8 @@ def decode_picture(
         precision = precision or asked
         if precision == asked and widths:
             options["widths"] = widths
-    precision = _exact_precision(model, precision, exact_pixels)
+    if header.codec != Codec.LOSSLESS:  # whose pixels are exact in any case
+        precision = _exact_precision(model, precision, exact_pixels)
     codec = _decoding_model(header, model, device, precision)
     if rows is not None and not 0 <= rows[0] < rows[1] <= header.height:
         raise InputError(f"the picture has {header.height} rows, not {rows[0]} to {rows[1] - 1}")

@@ -37,6 +37,8 @@ DEFAULT_MAX_PIXELS = 178_956_970
 EXIF_PREFIX = b"Exif\0\0"
 # Pillow keeps 4 bytes a pixel, NumPy 3: copying in bands avoids a third whole copy between them.
 _BAND_ROWS = 256
+# What becomes gray or RGB by rounding; the last two have their alpha multiplied in.
+_INEXACT_MODES = ("CMYK", "YCbCr", "HSV", "La", "RGBa")
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class Picture:
         exif: EXIF data, starting with the TIFF header, or None.
         xmp: XMP packet, or None.
         warnings: one line for each thing that was lost on the way here.
+        exact: whether the pixels are the samples that the source had, not rounded or converted.
     """
 
     pixels: np.ndarray
@@ -58,6 +61,7 @@ class Picture:
     exif: bytes | None = None
     xmp: bytes | None = None
     warnings: list[str] = field(default_factory=list)
+    exact: bool = True
 
     @property
     def width(self) -> int:
@@ -81,6 +85,7 @@ def load_image(source: str | os.PathLike | BinaryIO, *, max_pixels: int | None =
     Gray, RGB, palette and 1-bit pictures, with or without transparency, are exact. 16-bit and
     float samples are rounded to 8 bits, CMYK is converted to RGB (through its ICC profile if it has
     one), and of an animation the first frame is taken: each with a line in ``Picture.warnings``.
+    ``Picture.exact`` tells the first two.
 
     Args:
         source: a path, or a seekable binary file.
@@ -116,9 +121,9 @@ def from_any(image: Any) -> Picture:
     """Take a picture that is already in memory.
 
     Args:
-        image: a :class:`Picture`; a PIL image; a uint8 array [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4]; or a torch tensor [H, W] or [C, H, W] with 1, 3 or 4 channels, uint8 or
-            floating point in [0, 1].
+        image: a :class:`Picture`; a PIL image; a uint8 array [H, W] or [H, W, C] with 1
+            channel (gray), 2 (and alpha), 3 (RGB) or 4 (and alpha); or a torch tensor [H, W] or
+            [C, H, W] of the same, uint8 or floating point in [0, 1].
 
     Raises:
         InputError: another type, shape, dtype or range.
@@ -178,7 +183,9 @@ def _from_pillow(image: Image.Image) -> Picture:
 
     if raw_mode.startswith("LA;16") and image.mode == "RGBA":
         image = image.convert("LA")
-    if image.mode == "F" or image.mode.startswith("I"):
+    deep = image.mode == "F" or image.mode.startswith("I")
+    exact = not deep and "16" not in raw_mode and image.mode not in _INEXACT_MODES
+    if deep:
         pixels, alpha = _reduce_to_8_bits(image, notes)
     else:
         if "16" in raw_mode:
@@ -186,12 +193,14 @@ def _from_pillow(image: Image.Image) -> Picture:
         if image.mode == "CMYK":
             image, icc = _cmyk_to_rgb(image, icc, notes), None
         mode = _target_mode(image)
+        if image.mode in _INEXACT_MODES:
+            notes.append(f"{image.mode} is converted to {mode}")
         # convert() copies even where there is nothing to convert.
         pixels, alpha = _to_arrays(image if image.mode == mode else image.convert(mode))
     if icc is not None and not _icc_fits(icc, gray=pixels.ndim == 2):
         notes.append("the ICC profile is for another kind of colour and is dropped")
         icc = None
-    return Picture(pixels, alpha, icc, exif, xmp, notes)
+    return Picture(pixels, alpha, icc, exif, xmp, notes, exact)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -292,9 +301,9 @@ def _xmp_of(image: Image.Image) -> bytes | None:
 def _tensor_to_array(tensor: Any) -> np.ndarray:
     """[H, W] or [C, H, W] tensor to a uint8 array [H, W] or [H, W, C]."""
     if tensor.ndim == 3:
-        if tensor.shape[0] not in (1, 3, 4):
+        if not 1 <= tensor.shape[0] <= 4:
             raise InputError(
-                f"a tensor must be [H, W] or [C, H, W] with C 1, 3 or 4, not {list(tensor.shape)}"
+                f"a tensor must be [H, W] or [C, H, W] with C 1 to 4, not {list(tensor.shape)}"
             )
         tensor = tensor.permute(1, 2, 0)
     tensor = tensor.detach().cpu()
@@ -309,18 +318,19 @@ def _tensor_to_array(tensor: Any) -> np.ndarray:
 def _from_array(array: np.ndarray) -> Picture:
     if array.dtype != np.uint8:
         raise InputError(f"an array must be uint8, not {array.dtype}: scale it to 0..255 and cast")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4):
         raise InputError(
-            f"an array must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not {list(array.shape)}"
+            f"an array must be [H, W] or [H, W, C] with C 1 to 4, not {list(array.shape)}"
         )
     if array.size == 0:
         raise InputError(f"an empty picture {list(array.shape)}")
+    alpha = None
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        alpha = np.ascontiguousarray(array[..., -1])
+        array = array[..., :-1]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim == 3 and array.shape[2] == 4:
-        alpha = np.ascontiguousarray(array[..., 3])
-        return Picture(np.ascontiguousarray(array[..., :3]), alpha)
-    return Picture(np.ascontiguousarray(array))
+    return Picture(np.ascontiguousarray(array), alpha)
 
 
 # Writing

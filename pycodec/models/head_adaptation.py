@@ -203,6 +203,9 @@ def _unpack(blob: bytes, counts: Sequence[int]) -> Change:
     shift, k = blob[0] >> 3, blob[0] & MAX_RICE
     if shift > MAX_SHIFT:
         raise CorruptStreamError(f"the shift {shift} is out of range", section="tiles")
+    longest = sum(counts) * (2 * _MAX_CHANGE + 1 + MAX_RICE)  # bits
+    if len(blob) > 2 + longest // 8:
+        raise CorruptStreamError("the head's changes are too long", section="tiles")
     bits = np.unpackbits(np.frombuffer(blob, np.uint8, offset=1))
     # A code's zero comes before its low bits, which may be zeros themselves.
     zeros = np.flatnonzero(bits == 0).tolist()

@@ -1,4 +1,4 @@
-"""Training of the lossless codec's networks: ``pycodec train DIR --lossless SIZE``."""
+"""Training of the lossless codec's networks: ``pycodec train-lossless DIR --size SIZE``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ CHECKPOINT = "checkpoint.pt"
 ROUNDED = "rounded.pt"
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
+_NETWORK = "config", "quantized", "average"  # what a checkpoint has to have of a network,
+_WHOLE = *_NETWORK, "weights", "optimizer", "step", "seconds"  # and to be resumed
 ROUNDING_CROPS = 48
 """Of as many pictures the rounding sees something."""
 SCALE_RATE = 0.1
@@ -119,6 +121,8 @@ class LosslessTrainer:
             raise InputError(f"the batch must be a multiple of 4, not {options.batch}")
         if options.size not in SIZES:
             raise InputError(f"size must be one of {', '.join(SIZES)}, not {options.size!r}")
+        if options.steps < 1:
+            raise InputError(f"there must be a step at least, not {options.steps}")
         torch.manual_seed(options.seed)
         self.options, self.out, self.report = options, out, report
         self.pictures, held = split_pictures(list_pictures(folder), 25)
@@ -223,7 +227,12 @@ class LosslessTrainer:
         loss = self._loss_of(rounded)
         self.quantized.enabled = False
         self.quantized.load_state_dict(now)
-        state = {"config": self.config.to_dict(), "quantized": True, "average": rounded}
+        state = {
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "quantized": True,
+            "average": rounded,
+        }
         _write(state, self.out / ROUNDED)
         self.report(f"rounded: validation {loss:.4f} bpp")
 
@@ -282,7 +291,7 @@ class LosslessTrainer:
         _write(state, self.out / CHECKPOINT)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location=self.options.device)
+        state = _read(path, *_WHOLE, device=self.options.device)
         if LosslessConfig(**state["config"]) != self.config:
             raise InputError(f"{path} is of another network")
         self.quantized.load_state_dict(state["weights"])
@@ -297,6 +306,24 @@ def _write(state: dict, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def _read(path: Path, *keys: str, device: str = "cpu") -> dict:
+    """What :func:`_write` has written, which must have these keys.
+
+    Raises:
+        InputError: there is no such file, or another one.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # on damaged files torch raises whatever it stumbles on
+        raise InputError(f"{path}: damaged, or no checkpoint of train-lossless") from error
+    missing = set(keys) - (state.keys() if isinstance(state, dict) else set())
+    if missing:
+        raise InputError(f"{path}: a checkpoint without {', '.join(sorted(missing))}")
+    return state
 
 
 def _sampler(pictures: list[Path], crop: int, seed: int) -> CropSampler:
@@ -334,6 +361,8 @@ def load_network(source: Path, chroma: bool = False) -> LosslessNetwork:
     if not (source / CONFIG_FILE).is_file():
         return load_quantized(source).network
     config = read_description(source)["config"]
+    if "gray" not in config:
+        raise InputError(f"{source}: the model does not say what its networks are")
     codec = load_lossless_model(source)
     name, integers = "gray", codec.gray
     if chroma and codec.chroma is not None:
@@ -347,13 +376,10 @@ def load_quantized(checkpoint: Path) -> QuantizedNetwork:
     """The averaged network of a run with its scales.
 
     Raises:
-        InputError: there is no checkpoint.
+        InputError: there is no checkpoint, or it is damaged.
     """
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    state = _read(path, *_NETWORK)
     quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))
     quantized.load_state_dict(state["average"])
     quantized.enabled = state["quantized"]
@@ -381,6 +407,9 @@ def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
             continue
         quantized = load_quantized(run)
         if not quantized.enabled and (run / ROUNDED).exists():
+            files = run / CHECKPOINT, run / ROUNDED
+            if len({_read(file, "step")["step"] for file in files}) > 1:
+                raise InputError(f"{run}: the network was trained on after it had been quantized")
             quantized = load_quantized(run / ROUNDED)
         if not quantized.enabled:
             raise InputError(f"{run}: the network has not been quantized yet")

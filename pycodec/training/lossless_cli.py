@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from pycodec.models.lossless_network import ORDERS, SIZES
 from pycodec.training.lossless import LosslessOptions, LosslessTrainer, export_model
 from pycodec.training.options import add_options
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     if not args.export_only:
+        torch.backends.cudnn.benchmark = True  # all crops have one size
         LosslessTrainer(args.folder, args.out, options, start=args.start, report=report).run()
     if args.chroma:
         report(f"finished; --with-chroma {args.out} adds this network to a model")

@@ -138,6 +138,7 @@ def test_damage(codec):
         (blob + b"\0", "bytes after"),
         (bytes([blob[0] | 0x80]) + blob[1:], "shift"),
         (blob[:1], "too soon"),
+        (blob[:1] + bytes(1 << 20), "too long"),
     ):
         with pytest.raises(CorruptStreamError, match=message):
             with_head(codec.gray, damaged)

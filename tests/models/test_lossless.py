@@ -329,17 +329,36 @@ def test_packaged_models_beat_png(name):
     assert len(coded) < 0.93 * len(buffer.getvalue())
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4], ids=["gray", "rgb", "rgba"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["gray", "gray+alpha", "rgb", "rgba"])
 def test_default_model(channels):
     pixels = data.astronaut()[:70, :61]
     if channels == 1:
         pixels = pixels[..., 0]
-    if channels == 4:
+    if channels == 2:
+        pixels = pixels[..., :1]
+    if channels in (2, 4):
         alpha = np.indices(pixels.shape[:2]).sum(0)[..., None] % 256
         pixels = np.concatenate([pixels, alpha], axis=2).astype(np.uint8)
     coded = pycodec.encode(pixels, lossless=True)
     assert peek(coded).fingerprint == load_model(DEFAULT_LOSSLESS_MODEL).fingerprint
     assert np.array_equal(pycodec.decode(coded), pixels)
+    assert np.array_equal(pycodec.decode(coded, exact_pixels=True), pixels)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "CMYK", "HSV", "YCbCr", "La"])
+def test_samples_that_would_change_are_refused(mode):
+    gray = data.camera()[:40, :30]
+    if mode == "I;16":
+        picture = Image.fromarray(gray.astype(np.uint16) * 256 + 7)
+    elif mode == "F":
+        picture = Image.fromarray(gray.astype(np.float32) / 255)
+    elif mode == "La":
+        picture = Image.fromarray(gray).convert("LA").convert("La")
+    else:
+        picture = Image.fromarray(data.astronaut()[:40, :30]).convert(mode)
+    assert picture.mode == mode
+    with pytest.raises(InputError, match="8 bits"):
+        pycodec.encode(picture, lossless=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -99,10 +99,53 @@ def test_floats_are_rounded_at_the_end_and_may_be_trained_on(pictures, tmp_path)
     integers = torch.from_numpy(codec.gray.layers[1].weight).permute(0, 3, 1, 2)
     assert (weight.sign() == integers.sign()).float().mean() > 0.99
 
-    longer = LosslessTrainer(pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 8}))
+    longer = LosslessTrainer(
+        pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 8, "quantize": 0})
+    )
     assert longer.step == 6 and not longer.quantized.enabled
     floats = load_network(tmp_path).hidden[0].conv.weight
     assert not torch.equal(floats, weight)
+    longer.step += 1
+    longer._save()
+    with pytest.raises(InputError, match="trained on after"):
+        export_model(tmp_path / "model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        (b"", "damaged"),
+        (b"hello", "damaged"),
+        ("half", "damaged"),
+        ({"config": {}, "quantized": True}, "without average"),
+        (torch.zeros(3), "without"),
+    ],
+    ids=["missing", "empty", "text", "truncated", "part", "other"],
+)
+def test_damaged_checkpoints(tmp_path, content, message):
+    path = tmp_path / CHECKPOINT
+    if content == "half":
+        torch.save({"average": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message):
+        load_quantized(tmp_path)
+
+
+def test_a_run_has_steps(pictures, tmp_path):
+    with pytest.raises(InputError, match="a step at least"):
+        LosslessTrainer(pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 0}))
+
+
+def test_a_model_that_does_not_say_what_it_is_cannot_be_trained(tmp_path):
+    part = to_component(quantized_network(5, width=3))
+    save_lossless_model(tmp_path, part, None, bit_tables(), {})
+    with pytest.raises(InputError, match="does not say"):
+        load_network(tmp_path)
 
 
 @pytest.mark.parametrize("chroma", [False, True], ids=["gray", "chroma"])
