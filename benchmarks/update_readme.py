@@ -322,7 +322,7 @@ def overhead_lines(report: dict) -> list[str]:
         for r in report["results"]
     ]
     header = [
-        "768x512",
+        "768x512 in colour",
         "ms",
         "spans",
         "recording adds",

@@ -24,7 +24,7 @@ void bfloat16_trimmed_conv2d(const TrimmedShape& shape, const std::uint16_t* x,
                              std::uint16_t* out, int threads);
 
 // Gradients in the weight, like it and 0 where the mask cuts, and in the bias; grad is that in
-// `out`. The last bits depend on the number of threads.
+// `out`. The last bits depend on the order in which threads end.
 void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uint16_t* x,
                                        const std::uint16_t* grad, const bool* mask,
                                        float* weight_gradient, float* bias_gradient, int threads);

@@ -71,10 +71,14 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, bits: Tensor, side: Tensor | None = None) -> None:
-        """Set the scales of the activations from a batch, for little squared error of each."""
+        """Set the scales of the activations from a batch, so that rounding them costs few bits.
+
+        What an error costs depends on where it is: flat regions, where values are small, suffer
+        most. So squared errors count as much as the square of the code length's gradient there.
+        """
         self.enabled = False
-        results = [r.float().transpose(0, 1).flatten(1) for r in self._tensors(bits, side)[:-1]]
-        best = [_best_scales(x).log() for x in results]
+        samples = self._samples(bits, side)
+        best = [_best_scales(x, weight).log() for x, weight in samples]
         # What is added up has channels in one proportion to each other: that of all the sums, less
         # what no convolution reads.
         read = {step.input for step in self.network.steps()}
@@ -89,41 +93,71 @@ class QuantizedNetwork(nn.Module):
             proportion = torch.stack(seen).mean(0)
             self.log_scales[root].copy_(proportion + best[root].mean())
             for index in chain[1:]:
-                scale = self.scales()[self.network.steps()[index].residual]
-                whole = (results[index] / scale[:, None]).reshape(1, -1)
-                self.log_scales[index].copy_(_best_scales(whole).log())
+                scale = self.scales()[self.network.steps()[index].residual][:, None]
+                x, weight = samples[index]
+                whole = (x / scale).reshape(1, -1), (weight * scale.square()).reshape(1, -1)
+                self.log_scales[index].copy_(_best_scales(*whole).log())
         self.enabled = True
+
+    def _samples(self, bits: Tensor, side: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """The results of all steps but the head at some 50,000 positions, [channels, positions],
+        and the squares of the code length's gradients in them."""
+        size = bits.shape[2] * bits.shape[3]
+        every = max(1, len(bits) * size // 50_000)
+        steps = len(self.log_scales)
+        found: list[list[Tensor]] = [[] for _ in range(2 * steps)]
+        for number, picture in enumerate(bits.split(1)):  # all at once take much memory
+            with torch.enable_grad():
+                *results, logits = self._tensors(
+                    picture.clone().requires_grad_(), None if side is None else side[[number]]
+                )
+                loss = F.binary_cross_entropy_with_logits(logits, picture, reduction="sum")
+                gradients = torch.autograd.grad(loss, results)
+            places = slice(-number * size % every, None, every)
+            for parts, tensor in zip(found, (*results, *gradients), strict=True):
+                parts.append(tensor.detach()[0].flatten(1)[:, places])
+        whole = [torch.cat(parts, 1) for parts in found]
+        return [(x, g.square()) for x, g in zip(whole[:steps], whole[steps:], strict=True)]
 
     @torch.no_grad()
     def round_weights(self, bits: Tensor, side: Tensor | None = None) -> None:
         """Round all weights, so that errors cancel for inputs like these; after ``calibrate``.
 
-        For networks that are not trained on with rounding. Layer by layer and weight by weight, the
-        weights not yet rounded make up for the error, as far as their inputs are correlated
-        (GPTQ, arXiv 2210.17323), and biases for its mean. Largest weights stay, so that scales do.
+        For networks that are not trained on with rounding. Layer by layer, weights first become
+        those that make the least squared error of the rounded inputs, against what the float
+        network has there. Then, weight by weight, those not yet rounded make up for the error, as
+        far as their inputs are correlated (GPTQ, arXiv 2210.17323), and biases for its mean. The
+        largest weight of an output keeps its place, so that scales do.
         """
-        for step in self.network.steps():
-            tensors = [bits] if side is None else [bits, side]
-            tensors += self._tensors(bits, side)
+        tensors = [bits] if side is None else [bits, side]
+        self.enabled = False
+        exact = tensors + self._tensors(bits, side)
+        self.enabled = True
+        for index, step in enumerate(self.network.steps()):
             in_scale = self.scales()[step.input].view(1, -1, 1, 1)
             weight, bias = effective_weight(step)
-            scale = weight_scale(weight * in_scale, bias)
-            x = _windows(tensors[step.input] / in_scale, weight.shape[2])
-            mean = x.mean(1)
-            x -= mean[:, None]
-            covariance = (x @ x.T / x.shape[1]).double().cpu().numpy()
-            real = (weight * in_scale / scale).flatten(1)
-            rounded = torch.empty_like(real)
+            x, mean = _windows(tensors[step.input] / in_scale, weight.shape[2])
+            wanted, wanted_mean = _windows(exact[step.input] / in_scale, weight.shape[2])
+            covariance, cross = ((y @ x.T / x.shape[1]).double().cpu().numpy() for y in (x, wanted))
+            real = (weight * in_scale).flatten(1)
+            rows = real.double().cpu().numpy()
             seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)]
-            seen = seen.cpu().numpy()
-            for out, row in enumerate(real.double().cpu().numpy()):
-                rounded[out] = torch.from_numpy(_rounded(row, seen[out], covariance))
-            bias = bias + ((real - rounded) @ mean) * scale.flatten()
-            weight = rounded.view_as(weight) * scale / in_scale
+            groups = np.split(np.arange(len(rows)), len(group_mask(step.conv)))
+            seen = [seen[group[0]].cpu().numpy() for group in groups]  # is the same in a group
+            for group, inputs in zip(groups, seen, strict=True):
+                rows[group] = _fitted(rows[group], inputs, covariance, cross)
+            scale = weight_scale(torch.from_numpy(rows).to(weight).view_as(weight), bias).flatten(1)
+            for group, inputs in zip(groups, seen, strict=True):
+                units = rows[group] / scale[group].double().cpu().numpy()
+                rows[group] = _rounded(units, inputs, covariance)
+            rounded = torch.from_numpy(rows).to(weight) * scale
+            bias = bias + real @ wanted_mean - rounded @ mean
+            weight = rounded.view_as(weight) / in_scale
             if step.prelu is None:  # the difference of two logits
                 weight, bias = (torch.stack([t * 0, t], 1).flatten(0, 1) for t in (weight, bias))
             step.conv.weight.copy_(weight)
             step.conv.bias.copy_(bias)
+            tensors.append(self._result(index, tensors))
 
     def scales(self) -> list[Tensor]:
         """Of all tensors, inputs included: [channels] each."""
@@ -145,24 +179,27 @@ class QuantizedNetwork(nn.Module):
         """The results of all steps."""
         tensors = [bits] if side is None else [bits, side]
         inputs = len(tensors)
-        scales = self.scales() if self.enabled else []
-        for index, step in enumerate(self.network.steps()):
-            weight, bias = effective_weight(step)
-            if self.enabled:
-                in_scale = scales[step.input].view(1, -1, 1, 1)
-                weight = weight * in_scale
-                scale = weight_scale(weight.detach(), bias.detach())
-                weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
-            x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
-            if step.prelu is not None:
-                x = trimmed_training.prelu(x, step.prelu.weight)
-            residual = None if step.residual is None else tensors[step.residual]
-            if self.enabled and index < len(self.log_scales):
-                x = trimmed_training.fake_quantize(x, scales[inputs + index], residual)
-            elif residual is not None:
-                x = x + residual
-            tensors.append(x)
+        for index in range(len(self.network.steps())):
+            tensors.append(self._result(index, tensors))
         return tensors[inputs:]
+
+    def _result(self, index: int, tensors: list[Tensor]) -> Tensor:
+        """Of one step, from the inputs and the results of those before it."""
+        step = self.network.steps()[index]
+        weight, bias = effective_weight(step)
+        if self.enabled:
+            scales = self.scales()
+            in_scale = scales[step.input].view(1, -1, 1, 1)
+            weight = weight * in_scale
+            scale = weight_scale(weight.detach(), bias.detach())
+            weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
+        x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
+        if step.prelu is not None:
+            x = trimmed_training.prelu(x, step.prelu.weight)
+        residual = None if step.residual is None else tensors[step.residual]
+        if self.enabled and index < len(self.log_scales):
+            return trimmed_training.fake_quantize(x, scales[len(tensors)], residual)
+        return x if residual is None else x + residual
 
 
 def effective_weight(step: Step) -> tuple[Tensor, Tensor]:
@@ -180,43 +217,66 @@ def weight_scale(weight: Tensor, bias: Tensor) -> Tensor:
     return peak.maximum(bias.abs().view(-1, 1, 1, 1) / _MAX_BIAS).clamp(min=1e-14)
 
 
-def _windows(x: Tensor, kernel: int) -> Tensor:
-    """What the kernel sees at up to 20,000 positions: [C * kernel**2, positions]."""
-    windows = F.unfold(x.float(), kernel, padding=kernel // 2).transpose(0, 1).flatten(1)
-    return windows[:, :: max(1, windows.shape[1] // 20_000)]
+def _windows(x: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    """What the kernel sees at some 20,000 positions, [C * kernel**2, positions], less its mean over
+    them, and that mean."""
+    size = x.shape[2] * x.shape[3]
+    every = max(1, len(x) * size // 20_000)
+    parts = []
+    for number, picture in enumerate(x):  # one by one: the windows of all take much memory
+        windows = F.unfold(picture[None].float(), kernel, padding=kernel // 2)[0]
+        parts.append(windows[:, -number * size % every :: every])
+    whole = torch.cat(parts, 1)
+    mean = whole.mean(1)
+    return whole - mean[:, None], mean
 
 
-def _rounded(row: np.ndarray, seen: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Integers for the weights of one output, in units of its scale."""
-    result = np.zeros_like(row)
-    largest = np.abs(row * seen).argmax()
-    result[largest] = np.round(row[largest])
-    free = np.flatnonzero(seen)
-    free = free[free != largest]
-    free = free[np.argsort(-covariance[free, free])]
-    left = row[free]
-    square = covariance[np.ix_(free, free)]
-    square += np.eye(len(free)) * (0.01 * np.trace(square) / max(1, len(free)) + 1e-9)
-    factor = np.linalg.cholesky(np.linalg.inv(square)).T
-    for i, place in enumerate(free):
-        result[place] = np.clip(np.round(left[i]), -127, 127)
-        error = (left[i] - result[place]) / factor[i, i]
-        left[i:] -= error * factor[i, i:]
+def _damped(covariance: np.ndarray) -> np.ndarray:
+    """Of inputs that are nearly constant, or nearly the same."""
+    size = len(covariance)
+    return covariance + np.eye(size) * (0.01 * np.trace(covariance) / max(1, size) + 1e-9)
+
+
+def _fitted(
+    rows: np.ndarray, seen: np.ndarray, covariance: np.ndarray, cross: np.ndarray
+) -> np.ndarray:
+    """Weights for inputs of this covariance that come nearest to ``rows`` of other inputs, whose
+    covariance with them is ``cross``."""
+    places = np.ix_(np.flatnonzero(seen), np.flatnonzero(seen))
+    change = rows[:, seen] @ (cross[places] - covariance[places])
+    result = np.zeros_like(rows)
+    result[:, seen] = rows[:, seen] + np.linalg.solve(_damped(covariance[places]), change.T).T
     return result
 
 
-def _best_scales(x: Tensor) -> Tensor:
-    """For each row the scale with the least squared error of rounding to -127..127."""
-    x = x[:, :: max(1, x.shape[1] // 50_000)]
+def _rounded(rows: np.ndarray, seen: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Integers for the weights of some outputs that see the same, in units of their scales."""
+    result = np.zeros_like(rows)
+    places = np.flatnonzero(seen)
+    if not len(places):
+        return result
+    places = places[np.argsort(-covariance[places, places])]
+    left = rows[:, places]
+    largest = np.abs(left).argmax(1)
+    kept = np.round(left[np.arange(len(left)), largest])
+    inverse = np.linalg.inv(_damped(covariance[np.ix_(places, places)]))
+    factor = np.linalg.cholesky(inverse).T
+    for i, place in enumerate(places):
+        value = np.where(largest == i, kept, np.clip(np.round(left[:, i]), -127, 127))
+        left[:, i:] -= np.outer((left[:, i] - value) / factor[i, i], factor[i, i:])
+        result[:, place] = value
+    return result
+
+
+def _best_scales(x: Tensor, weight: Tensor) -> Tensor:
+    """For each row the scale with the least weighted squared error of rounding to -127..127."""
     peak = x.abs().amax(1).clamp(min=1e-4)
     scales = torch.stack([peak / 127 * factor for factor in np.geomspace(1, 1 / 16, 33)])
-    errors = torch.stack(
-        [
-            (x - (x / s[:, None]).round().clamp(-127, 127) * s[:, None]).square().mean(1)
-            for s in scales
-        ]
-    )
-    return scales.gather(0, errors.argmin(0, keepdim=True))[0]
+    errors = [
+        (weight * (x - (x / s[:, None]).round().clamp(-127, 127) * s[:, None]).square()).mean(1)
+        for s in scales
+    ]
+    return scales.gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
 
 
 @torch.no_grad()

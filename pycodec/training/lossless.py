@@ -40,7 +40,7 @@ from pycodec.quantization.context import (
     export_network,
     restore_network,
 )
-from pycodec.training.data import CropSampler, list_pictures, split_pictures, stream
+from pycodec.training.data import CropSampler, Stream, list_pictures, split_pictures, stream
 from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
@@ -50,7 +50,7 @@ _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any pic
 _NETWORK = "config", "quantized", "average"  # what a checkpoint has to have of a network,
 _WHOLE = *_NETWORK, "weights", "optimizer", "step", "seconds"  # and to be resumed
 ROUNDING_CROPS = 48
-"""Of as many pictures the rounding sees something."""
+"""Of as many pictures the scales of activations and the rounding of weights see something."""
 SCALE_RATE = 0.1
 """Learning rate of the logarithms of activations' scales, times that of weights."""
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -162,7 +162,7 @@ class LosslessTrainer:
             while (progress := self.progress()) < 1:
                 left = (1 - progress) * o.steps
                 if not self.quantized.enabled and left < o.quantize + 1e-6:
-                    self.quantized.calibrate(*self._examples(self._oriented(next(crops))))
+                    self.quantized.calibrate(*self._various(crops))
                     self._restart_average()
                 loss = self._optimize(next(crops))  # a tensor: reading it would wait for the GPU
                 mean = loss if mean is None else mean + 0.02 * (loss - mean)
@@ -174,9 +174,7 @@ class LosslessTrainer:
             if mean is not None and self.step % o.validate_every:
                 self._report(mean)
             if not self.quantized.enabled:
-                batches = -(-ROUNDING_CROPS // (o.batch // 4))
-                various = torch.cat([self._oriented(next(crops)) for _ in range(batches)])
-                self._round(various[:, :, : o.crop, : o.crop])
+                self._round(*self._various(crops))
         finally:
             crops.close()
             self._save()
@@ -216,9 +214,15 @@ class LosslessTrainer:
         torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - keep)
         return loss.detach()
 
-    def _round(self, crops: Tensor) -> None:
+    def _various(self, crops: Stream) -> tuple[Tensor, Tensor | None]:
+        """Examples of many pictures."""
+        side = self.options.crop
+        batches = -(-ROUNDING_CROPS // (self.options.batch // 4))
+        various = torch.cat([self._oriented(next(crops)) for _ in range(batches)])
+        return self._examples(various[:, :, :side, :side])
+
+    def _round(self, *examples: Tensor | None) -> None:
         """Write the integer network of the averaged weights; the run may still go on in floats."""
-        examples = self._examples(crops)
         now = copy.deepcopy(self.quantized.state_dict())
         self.quantized.load_state_dict(self.average)
         self.quantized.calibrate(*examples)
