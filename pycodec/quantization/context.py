@@ -140,16 +140,16 @@ class QuantizedNetwork(nn.Module):
             wanted, wanted_mean = _windows(exact[step.input] / in_scale, weight.shape[2])
             covariance, cross = ((y @ x.T / x.shape[1]).double().cpu().numpy() for y in (x, wanted))
             real = (weight * in_scale).flatten(1)
-            rows = real.double().cpu().numpy()
+            rows = real.double().cpu().numpy().copy()
             seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)]
-            groups = np.split(np.arange(len(rows)), len(group_mask(step.conv)))
-            seen = [seen[group[0]].cpu().numpy() for group in groups]  # is the same in a group
-            for group, inputs in zip(groups, seen, strict=True):
-                rows[group] = _fitted(rows[group], inputs, covariance, cross)
+            seen = seen.cpu().numpy()
+            groups = np.split(np.arange(len(rows)), len(group_mask(step.conv)))  # see the same
+            for group in groups:
+                rows[group] = _fitted(rows[group], seen[group[0]], covariance, cross)
             scale = weight_scale(torch.from_numpy(rows).to(weight).view_as(weight), bias).flatten(1)
-            for group, inputs in zip(groups, seen, strict=True):
-                units = rows[group] / scale[group].double().cpu().numpy()
-                rows[group] = _rounded(units, inputs, covariance)
+            units = rows / scale.double().cpu().numpy()
+            for group in groups:
+                rows[group] = _rounded(units[group], seen[group[0]], covariance)
             rounded = torch.from_numpy(rows).to(weight) * scale
             bias = bias + real @ wanted_mean - rounded @ mean
             weight = rounded.view_as(weight) / in_scale
