@@ -36,6 +36,11 @@ MAX_LOGIT = PRECISION * math.log(2)
 LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
 
+SCALE_POSITIONS, ROUNDING_POSITIONS = 50_000, 20_000
+"""How many positions of the pictures scales and weights are chosen by."""
+LEAST_COST = 1.0
+"""Of an error anywhere, when weights are rounded; what it costs besides has a mean of 1."""
+
 _USUAL_SIZE = 4.0  # of the weights that make one channel, by their root of squares
 _MULTIPLIER_BITS = 24
 _MAX_BIAS = 1 << 29
@@ -77,7 +82,7 @@ class QuantizedNetwork(nn.Module):
         most. So squared errors count as much as the square of the code length's gradient there.
         """
         self.enabled = False
-        samples = self._samples(bits, side)
+        samples = self._samples(bits, side, SCALE_POSITIONS)[:-1]
         best = [_best_scales(x, weight).log() for x, weight in samples]
         # What is added up has channels in one proportion to each other: that of all the sums, less
         # what no convolution reads.
@@ -99,21 +104,21 @@ class QuantizedNetwork(nn.Module):
                 self.log_scales[index].copy_(_best_scales(*whole).log())
         self.enabled = True
 
-    def _samples(self, bits: Tensor, side: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """The results of all steps but the head at some 50,000 positions, [channels, positions],
-        and the squares of the code length's gradients in them."""
-        size = bits.shape[2] * bits.shape[3]
-        every = max(1, len(bits) * size // 50_000)
-        steps = len(self.log_scales)
+    def _samples(
+        self, bits: Tensor, side: Tensor | None, count: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The results of all steps at some positions, [channels, positions], and what errors cost
+        there: the squares of the code length's gradients."""
+        steps = len(self.network.steps())
         found: list[list[Tensor]] = [[] for _ in range(2 * steps)]
         for number, picture in enumerate(bits.split(1)):  # all at once take much memory
             with torch.enable_grad():
-                *results, logits = self._tensors(
+                results = self._tensors(
                     picture.clone().requires_grad_(), None if side is None else side[[number]]
                 )
-                loss = F.binary_cross_entropy_with_logits(logits, picture, reduction="sum")
+                loss = F.binary_cross_entropy_with_logits(results[-1], picture, reduction="sum")
                 gradients = torch.autograd.grad(loss, results)
-            places = slice(-number * size % every, None, every)
+            places = _places(bits, number, count)
             for parts, tensor in zip(found, (*results, *gradients), strict=True):
                 parts.append(tensor.detach()[0].flatten(1)[:, places])
         whole = [torch.cat(parts, 1) for parts in found]
@@ -126,33 +131,39 @@ class QuantizedNetwork(nn.Module):
         For networks that are not trained on with rounding. Layer by layer, weights first become
         those that make the least squared error of the rounded inputs, against what the float
         network has there. Then, weight by weight, those not yet rounded make up for the error, as
-        far as their inputs are correlated (GPTQ, arXiv 2210.17323), and biases for its mean. The
-        largest weight of an output keeps its place, so that scales do.
+        far as their inputs are correlated (GPTQ, arXiv 2210.17323), and biases for its mean. Errors
+        weigh as in ``calibrate``. The largest weight of an output stays, so that scales do.
         """
         tensors = [bits] if side is None else [bits, side]
         self.enabled = False
         exact = tensors + self._tensors(bits, side)
+        costs = [cost for _, cost in self._samples(bits, side, ROUNDING_POSITIONS)]
         self.enabled = True
         for index, step in enumerate(self.network.steps()):
             in_scale = self.scales()[step.input].view(1, -1, 1, 1)
             weight, bias = effective_weight(step)
-            x, mean = _windows(tensors[step.input] / in_scale, weight.shape[2])
-            wanted, wanted_mean = _windows(exact[step.input] / in_scale, weight.shape[2])
-            covariance, cross = ((y @ x.T / x.shape[1]).double().cpu().numpy() for y in (x, wanted))
-            real = (weight * in_scale).flatten(1)
-            rows = real.double().cpu().numpy().copy()
-            seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)]
-            seen = seen.cpu().numpy()
-            groups = np.split(np.arange(len(rows)), len(group_mask(step.conv)))  # see the same
-            for group in groups:
-                rows[group] = _fitted(rows[group], seen[group[0]], covariance, cross)
-            scale = weight_scale(torch.from_numpy(rows).to(weight).view_as(weight), bias).flatten(1)
-            units = rows / scale.double().cpu().numpy()
-            for group in groups:
-                rows[group] = _rounded(units[group], seen[group[0]], covariance)
-            rounded = torch.from_numpy(rows).to(weight) * scale
-            bias = bias + real @ wanted_mean - rounded @ mean
-            weight = rounded.view_as(weight) / in_scale
+            x, wanted = (
+                _windows(t[step.input] / in_scale, weight.shape[2]) for t in (tensors, exact)
+            )
+            real = (weight * in_scale).flatten(1).double().cpu()
+            seen = seen_weights(step.conv).flatten(1)[:: step.conv.out_channels // len(real)].cpu()
+            size = len(real) // len(group_mask(step.conv))
+            groups = []
+            fitted, rounded = torch.zeros_like(real), torch.zeros_like(real)
+            for first in range(0, len(real), size):
+                group, places = slice(first, first + size), seen[first]  # its outputs see the same
+                inputs = _Inputs(x[places], wanted[places], costs[index][group].mean(0).cpu())
+                fitted[group, places] = inputs.fitted(real[group, places])
+                groups.append((group, places, inputs))
+            scale = weight_scale(fitted.view_as(weight), bias.cpu()).flatten(1)
+            shift = torch.zeros_like(real[:, 0])
+            for group, places, inputs in groups:
+                units = inputs.rounded(fitted[group, places] / scale[group])
+                rounded[group, places] = units * scale[group]
+                shift[group] = real[group, places] @ inputs.wanted_mean
+                shift[group] -= rounded[group, places] @ inputs.mean
+            weight = rounded.to(weight).view_as(weight) / in_scale
+            bias = bias + shift.to(bias)
             if step.prelu is None:  # the difference of two logits
                 weight, bias = (torch.stack([t * 0, t], 1).flatten(0, 1) for t in (weight, bias))
             step.conv.weight.copy_(weight)
@@ -217,55 +228,63 @@ def weight_scale(weight: Tensor, bias: Tensor) -> Tensor:
     return peak.maximum(bias.abs().view(-1, 1, 1, 1) / _MAX_BIAS).clamp(min=1e-14)
 
 
-def _windows(x: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """What the kernel sees at some 20,000 positions, [C * kernel**2, positions], less its mean over
-    them, and that mean."""
-    size = x.shape[2] * x.shape[3]
-    every = max(1, len(x) * size // 20_000)
+def _places(pictures: Tensor, number: int, count: int) -> slice:
+    """Positions of a picture, where some ``count`` of all [N, C, H, W] are evenly spread."""
+    size = pictures.shape[2] * pictures.shape[3]
+    every = max(1, len(pictures) * size // count)
+    return slice(-number * size % every, None, every)
+
+
+def _windows(x: Tensor, kernel: int) -> Tensor:
+    """What the kernel sees at some positions: [C * kernel**2, positions]."""
     parts = []
-    for number, picture in enumerate(x):  # one by one: the windows of all take much memory
-        windows = F.unfold(picture[None].float(), kernel, padding=kernel // 2)[0]
-        parts.append(windows[:, -number * size % every :: every])
-    whole = torch.cat(parts, 1)
-    mean = whole.mean(1)
-    return whole - mean[:, None], mean
+    for number, picture in enumerate(x.split(1)):  # the windows of all take much memory
+        windows = F.unfold(picture.float(), kernel, padding=kernel // 2)[0]
+        parts.append(windows[:, _places(x, number, ROUNDING_POSITIONS)].cpu())
+    return torch.cat(parts, 1)
 
 
-def _damped(covariance: np.ndarray) -> np.ndarray:
-    """Of inputs that are nearly constant, or nearly the same."""
-    size = len(covariance)
-    return covariance + np.eye(size) * (0.01 * np.trace(covariance) / max(1, size) + 1e-9)
+class _Inputs:
+    """What some outputs see, all of them the same; and weights that suit it.
 
+    Args:
+        x: inputs of the rounded network, [inputs, positions].
+        wanted: those of the float one.
+        cost: of errors, [positions].
+    """
 
-def _fitted(
-    rows: np.ndarray, seen: np.ndarray, covariance: np.ndarray, cross: np.ndarray
-) -> np.ndarray:
-    """Weights for inputs of this covariance that come nearest to ``rows`` of other inputs, whose
-    covariance with them is ``cross``."""
-    places = np.ix_(np.flatnonzero(seen), np.flatnonzero(seen))
-    change = rows[:, seen] @ (cross[places] - covariance[places])
-    result = np.zeros_like(rows)
-    result[:, seen] = rows[:, seen] + np.linalg.solve(_damped(covariance[places]), change.T).T
-    return result
+    def __init__(self, x: Tensor, wanted: Tensor, cost: Tensor) -> None:
+        share = cost / cost.mean().clamp(min=1e-30) + LEAST_COST
+        share /= share.sum()
+        self.mean, self.wanted_mean = (x @ share).double(), (wanted @ share).double()
+        x = x - self.mean[:, None].float()
+        wanted = wanted - self.wanted_mean[:, None].float()
+        self.covariance, self.cross = ((y * share @ x.T).double() for y in (x, wanted))
+        # Some inputs are nearly constant, or nearly the same.
+        damping = 0.01 * self.covariance.diagonal().sum() / max(1, len(x)) + 1e-9
+        self.damped = self.covariance + damping * torch.eye(len(x))
 
+    def fitted(self, rows: Tensor) -> Tensor:
+        """Weights that make of the rounded inputs what ``rows`` make of the float ones."""
+        change = rows @ (self.cross - self.covariance)
+        return rows + torch.linalg.solve(self.damped, change.T).T
 
-def _rounded(rows: np.ndarray, seen: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Integers for the weights of some outputs that see the same, in units of their scales."""
-    result = np.zeros_like(rows)
-    places = np.flatnonzero(seen)
-    if not len(places):
-        return result
-    places = places[np.argsort(-covariance[places, places])]
-    left = rows[:, places]
-    largest = np.abs(left).argmax(1)
-    kept = np.round(left[np.arange(len(left)), largest])
-    inverse = np.linalg.inv(_damped(covariance[np.ix_(places, places)]))
-    factor = np.linalg.cholesky(inverse).T
-    for i, place in enumerate(places):
-        value = np.where(largest == i, kept, np.clip(np.round(left[:, i]), -127, 127))
-        left[:, i:] -= np.outer((left[:, i] - value) / factor[i, i], factor[i, i:])
-        result[:, place] = value
-    return result
+    def rounded(self, rows: Tensor) -> Tensor:
+        """Integers for weights in units of their scales."""
+        if not rows.numel():
+            return rows
+        places = self.covariance.diagonal().argsort(descending=True).numpy()
+        left = rows.numpy()[:, places]
+        largest = np.abs(left).argmax(1)
+        kept = np.round(left[np.arange(len(left)), largest])
+        inverse = torch.linalg.inv(self.damped[places][:, places])
+        factor = torch.linalg.cholesky(inverse, upper=True).numpy()
+        result = np.empty_like(left)
+        for i in range(len(places)):
+            value = np.where(largest == i, kept, np.clip(np.round(left[:, i]), -127, 127))
+            left[:, i:] -= np.outer((left[:, i] - value) / factor[i, i], factor[i, i:])
+            result[:, places[i]] = value
+        return torch.from_numpy(result)
 
 
 def _best_scales(x: Tensor, weight: Tensor) -> Tensor:
