@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mirroring import gray
 
 from pycodec.images import load_image
 from pycodec.models.lossless import LosslessCodec
 from pycodec.models.lossless_network import (
+    ORDERS,
     SIZES,
     LosslessConfig,
     LosslessNetwork,
@@ -32,16 +34,14 @@ from pycodec.models.lossless_network import (
 from pycodec.models.mirroring import wants_mirror
 from pycodec.quantization.context import QuantizedNetwork, bit_tables
 from pycodec.training.data import list_pictures, split_pictures
-from pycodec.training.lossless import load_quantized, to_component, to_gray
+from pycodec.training.lossless import load_quantized, to_component
 
 CROP = 96
 
 
-def gray(path: Path, order: str) -> np.ndarray:
-    """Mirrored as the encoder would."""
-    pixels = load_image(path).pixels
-    if pixels.ndim == 3:
-        pixels = to_gray(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].numpy()
+def load_oriented(path: Path, order: str) -> np.ndarray:
+    """In gray, mirrored as the encoder would."""
+    pixels = gray(load_image(path).pixels)
     mirrored = order == "slope" and wants_mirror(pixels)
     return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
 
@@ -54,7 +54,7 @@ def calibration_crops(paths: list[Path], count: int, order: str) -> torch.Tensor
     rng = np.random.default_rng(0)
     crops = []
     while len(crops) < count:
-        pixels = gray(paths[rng.integers(len(paths))], order)
+        pixels = load_oriented(paths[rng.integers(len(paths))], order)
         if min(pixels.shape) >= CROP:
             top, left = (rng.integers(size - CROP + 1) for size in pixels.shape)
             crops.append(pixels[top : top + CROP, left : left + CROP])
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder, checkpoint, or state dict")
     parser.add_argument("folder", type=Path, help="of pictures")
     parser.add_argument("--size", choices=tuple(SIZES), default="tcae", help="of a state dict")
-    parser.add_argument("--order", default="slope", help="of a state dict")
+    parser.add_argument("--order", choices=ORDERS, default="slope", help="of a state dict")
     parser.add_argument("--crops", type=int, default=48, help="for the scales and the rounding")
     parser.add_argument("--largest", type=int, default=512, help="side of what is coded of each")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -91,7 +91,7 @@ def main() -> None:
     quantized = load(args.checkpoint, args.size, args.order)
     order = quantized.network.config.order
     training, held = split_pictures(list_pictures(args.folder), 25)
-    pictures = [gray(path, order)[: args.largest, : args.largest] for path in held]
+    pictures = [load_oriented(path, order)[: args.largest, : args.largest] for path in held]
     with torch.inference_mode():
         found = [bits_per_pixel(quantized.network(b), b).item() for b in map(planes, zip(pictures))]
     rates = {"floats": float(np.mean(found))}

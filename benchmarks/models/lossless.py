@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mirroring import gray
 from PIL import Image
 
 from pycodec import api
 from pycodec.images import Picture, load_image
 from pycodec.models.zoo import WEIGHTS, load_model
-from pycodec.training.lossless import to_gray
 
 Coder = tuple[Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]]
 
@@ -115,10 +115,7 @@ def main() -> None:
     paths = sorted(p for p in args.folder.iterdir() if p.is_file())[: args.pictures]
     pictures = [load_image(path).pixels for path in paths]
     if not args.colour:
-        pictures = [
-            to_gray(torch.from_numpy(p).permute(2, 0, 1)[None])[0].numpy() if p.ndim == 3 else p
-            for p in pictures
-        ]
+        pictures = [gray(p) for p in pictures]
     names = args.models
     if names is None:
         names = sorted(p.name for p in WEIGHTS.glob("tcae*"))

@@ -139,8 +139,9 @@ class QuantizedNetwork(nn.Module):
         exact = tensors + self._tensors(bits, side)
         costs = [cost for _, cost in self._samples(bits, side, ROUNDING_POSITIONS)]
         self.enabled = True
+        scales = self.scales()
         for index, step in enumerate(self.network.steps()):
-            in_scale = self.scales()[step.input].view(1, -1, 1, 1)
+            in_scale = scales[step.input].view(1, -1, 1, 1)
             weight, bias = effective_weight(step)
             x, wanted = (
                 _windows(t[step.input] / in_scale, weight.shape[2]) for t in (tensors, exact)
@@ -168,7 +169,7 @@ class QuantizedNetwork(nn.Module):
                 weight, bias = (torch.stack([t * 0, t], 1).flatten(0, 1) for t in (weight, bias))
             step.conv.weight.copy_(weight)
             step.conv.bias.copy_(bias)
-            tensors.append(self._result(index, tensors))
+            tensors.append(_result(step, tensors, scales))
 
     def scales(self) -> list[Tensor]:
         """Of all tensors, inputs included: [channels] each."""
@@ -190,27 +191,28 @@ class QuantizedNetwork(nn.Module):
         """The results of all steps."""
         tensors = [bits] if side is None else [bits, side]
         inputs = len(tensors)
-        for index in range(len(self.network.steps())):
-            tensors.append(self._result(index, tensors))
+        scales = self.scales() if self.enabled else []
+        for step in self.network.steps():
+            tensors.append(_result(step, tensors, scales))
         return tensors[inputs:]
 
-    def _result(self, index: int, tensors: list[Tensor]) -> Tensor:
-        """Of one step, from the inputs and the results of those before it."""
-        step = self.network.steps()[index]
-        weight, bias = effective_weight(step)
-        if self.enabled:
-            scales = self.scales()
-            in_scale = scales[step.input].view(1, -1, 1, 1)
-            weight = weight * in_scale
-            scale = weight_scale(weight.detach(), bias.detach())
-            weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
-        x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
-        if step.prelu is not None:
-            x = trimmed_training.prelu(x, step.prelu.weight)
-        residual = None if step.residual is None else tensors[step.residual]
-        if self.enabled and index < len(self.log_scales):
-            return trimmed_training.fake_quantize(x, scales[len(tensors)], residual)
-        return x if residual is None else x + residual
+
+def _result(step: Step, tensors: list[Tensor], scales: list[Tensor]) -> Tensor:
+    """Of the step after those whose results are the last of ``tensors``; rounded if there are
+    scales, which the head's result has none of."""
+    weight, bias = effective_weight(step)
+    if scales:
+        in_scale = scales[step.input].view(1, -1, 1, 1)
+        weight = weight * in_scale
+        scale = weight_scale(weight.detach(), bias.detach())
+        weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
+    x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
+    if step.prelu is not None:
+        x = trimmed_training.prelu(x, step.prelu.weight)
+    residual = None if step.residual is None else tensors[step.residual]
+    if len(tensors) < len(scales):
+        return trimmed_training.fake_quantize(x, scales[len(tensors)], residual)
+    return x if residual is None else x + residual
 
 
 def effective_weight(step: Step) -> tuple[Tensor, Tensor]:
