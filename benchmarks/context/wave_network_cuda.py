@@ -4,9 +4,9 @@ The networks, orders and tables of ``wave_network.py``, on a CUDA device. Times 
 events around the launch alone; encoding is the whole call, which copies to the host and includes
 the CPU's rANS coder. What was decoded is checked. Ways to decode:
 
-persistent  one cooperative kernel whose blocks meet after each layer and each draw; for several
+persistent  one cooperative kernel whose blocks meet after each stage and each draw; for several
             numbers of threads and of blocks on a multiprocessor
-graph       a kernel a layer and one for the draw, a CUDA graph of one wave launched for each
+graph       a kernel a stage and one for the draw, a CUDA graph of one wave launched for each
 
 ``barrier_us`` is what an empty meeting of as many blocks costs; ``barriers_share`` is what all
 meetings of a picture would take at that price, as a part of its time.
@@ -133,7 +133,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
         if launch.persistent:
             blocks = _resident_blocks(on_gpu.device, LANES, launch)
             barrier = barrier_seconds(blocks, launch.threads, repeats)
-            share = barrier * waves * (len(layers) + 1) / seconds
+            share = barrier * waves * (len(on_gpu.stages) + 1) / seconds
         yield Result(
             torch.cuda.get_device_name(),
             name,

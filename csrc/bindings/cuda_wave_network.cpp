@@ -43,14 +43,13 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
   a.lanes = d["lanes"].cast<int>();
   a.check_indexes = d["check_indexes"].cast<bool>();
   a.layers = pointer<const pycodec::cuda::WaveCudaLayer>(address("layers"));
-  a.num_layers = d["num_layers"].cast<int>();
+  a.stages = pointer<const std::int32_t>(address("stages"));
+  a.num_stages = d["num_stages"].cast<int>();
   a.groups = d["groups"].cast<int>();
   a.places = pointer<const std::uint64_t>(address("places"));
   a.begin = pointer<const std::int64_t>(address("begin"));
   a.phase_height = number("phase_height");
   a.phase_width = number("phase_width");
-  a.height = number("height");
-  a.width = number("width");
   a.pitch = number("pitch");
   a.num_waves = number("num_waves");
   a.symbol_frame = pointer<std::int8_t>(address("symbol_frame"));

@@ -32,6 +32,8 @@ struct WaveOrder {
 
 class WaveNetwork {
  public:
+  using Stage = std::vector<std::size_t>;  // layers
+
   // side_widths: channels in a group of each side tensor. Throws std::invalid_argument for a
   // network that is none, or that sees what is not decoded yet.
   WaveNetwork(int groups, const std::vector<int>& side_widths, const std::vector<WaveLayer>& layers,
@@ -40,6 +42,9 @@ class WaveNetwork {
 
   int groups() const { return groups_; }
   const std::vector<int>& side_widths() const { return side_widths_; }
+  // What a wave computes. A stage needs of what it makes itself only what is at the same place and
+  // of the same group.
+  const std::vector<Stage>& wave_stages() const { return wave_stages_; }
   std::int64_t num_waves(std::int64_t height, std::int64_t width) const;
 
   // symbols: int32 [groups][height][width]; side: int8 [groups * side width][height][width] each.
@@ -63,7 +68,6 @@ class WaveNetwork {
   struct LayerView;
   struct Frames;
   struct Run;
-  using Stage = std::vector<std::size_t>;  // layers
 
   int groups_;
   std::vector<int> side_widths_;
@@ -72,9 +76,8 @@ class WaveNetwork {
   std::vector<Layer> layers_;
   WaveOrder order_;
   std::int64_t last_phase_ = 0;
-  // All layers, for a pass over whole rows; the layers known before decoding; and the others. A
-  // stage needs of what it makes itself only what is at the same place: of the same row and column
-  // (passes), and of the same group too (waves).
+  // All layers, for a pass over whole rows; the layers known before decoding; and the others. In a
+  // pass a stage needs of what it makes itself only what is at the same row and column.
   std::vector<Stage> full_stages_, side_stages_, wave_stages_;
 
   std::size_t residue(std::int64_t row, std::int64_t column) const;

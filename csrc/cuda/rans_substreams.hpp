@@ -13,6 +13,9 @@ namespace pycodec::cuda {
 template <class Warp, int kLanesPerThread, class Index>
 PYCODEC_DEVICE void decode_substream(const RansDecodeArguments& a, std::int64_t number) {
   using Decoder = rans::WarpDecoder<Warp, kLanesPerThread>;
+  struct Fetched {
+    std::uint32_t index;
+  };
   const RansSubstream substream = a.substreams[number];
   const auto* indexes = static_cast<const Index*>(a.indexes) + substream.first_symbol;
   std::int32_t* const symbols = a.symbols + substream.first_symbol;
@@ -30,8 +33,8 @@ PYCODEC_DEVICE void decode_substream(const RansDecodeArguments& a, std::int64_t 
   if (report == 0) {
     report = decoder.decode(
         static_cast<std::uint32_t>(substream.num_symbols),
-        [&](std::uint32_t n) -> std::uint32_t { return rans::load_constant(indexes + n); },
-        [&](std::uint32_t n, std::int32_t symbol) { symbols[n] = symbol; });
+        [&](std::uint32_t n) { return Fetched{rans::load_constant(indexes + n)}; },
+        [&](std::uint32_t n, const Fetched&, std::int32_t symbol) { symbols[n] = symbol; });
   }
   if (report == 0) {
     if (a.after == nullptr) {

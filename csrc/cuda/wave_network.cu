@@ -31,13 +31,13 @@ struct DeviceGrid {
 };
 
 template <int kLanesPerThread>
-__global__ void __launch_bounds__(kMaxThreads) waves_kernel(WaveDecodeArguments a) {
+__global__ void __launch_bounds__(kMaxThreads, 1) waves_kernel(WaveDecodeArguments a) {
   DeviceGrid grid;
   decode_waves<kLanesPerThread>(grid, a);
 }
 
-__global__ void __launch_bounds__(kMaxThreads) layer_kernel(WaveDecodeArguments a, int layer) {
-  decode_wave_layer(DeviceGrid{}, a, layer);
+__global__ void __launch_bounds__(kMaxThreads, 1) stage_kernel(WaveDecodeArguments a, int stage) {
+  decode_wave_stage(DeviceGrid{}, a, stage);
 }
 
 template <int kLanesPerThread>
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(rans::kWarpThreads) draw_kernel(WaveDecodeArgu
   decode_wave_draw<rans::DeviceWarp, kLanesPerThread>(a);
 }
 
-__global__ void __launch_bounds__(kMaxThreads) barriers_kernel(std::int64_t count) {
+__global__ void __launch_bounds__(kMaxThreads, 1) barriers_kernel(std::int64_t count) {
   DeviceGrid grid;
   for (std::int64_t i = 0; i < count; ++i) grid.sync();
 }
@@ -85,8 +85,8 @@ class WaveGraph {
     // Enough for every position of the longest wave, but no more than a few to a multiprocessor.
     const auto blocks = static_cast<unsigned>(std::max(a.groups, 2 * multiprocessors()));
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int layer = 0; layer < a.num_layers; ++layer) {
-      layer_kernel<<<blocks, block, 0, stream>>>(a, layer);
+    for (int stage = 0; stage < a.num_stages; ++stage) {
+      stage_kernel<<<blocks, block, 0, stream>>>(a, stage);
     }
     auto* draw = rans::lanes_per_thread(a.lanes) == 2 ? draw_kernel<2> : draw_kernel<1>;
     draw<<<1, rans::kWarpThreads, 0, stream>>>(a);

@@ -55,15 +55,18 @@ struct WaveDecodeArguments {
   int lanes;
   bool check_indexes;  // there may be indexes without a table
   const WaveCudaLayer* layers;
-  int num_layers;
+  // Stage s has layers stages[s] to stages[s + 1] - 1, which need of each other only what is at the
+  // same place and in the same group; those of a stage of several are at most kWaveChannels wide.
+  const std::int32_t* stages;  // [num_stages + 1]
+  int num_stages;
   int groups;
-  const std::uint64_t* places;  // [groups * height * width]
-  const std::int64_t* begin;    // [num_waves * groups + 1]: the first place of group g of wave t
-  std::int64_t height, width, pitch, num_waves;  // pitch: pixels of a row of a frame
-  std::int64_t phase_height, phase_width;        // of WaveCudaLayer::active
-  std::int8_t* symbol_frame;                     // tensor 0, at its pixel (0, 0)
+  const std::uint64_t* places;    // [groups * height * width]
+  const std::int64_t* begin;      // [num_waves * groups + 1]: the first place of group g of wave t
+  std::int64_t pitch, num_waves;  // pitch: pixels of a row of a frame
+  std::int64_t phase_height, phase_width;  // of WaveCudaLayer::active
+  std::int8_t* symbol_frame;               // tensor 0, at its pixel (0, 0)
   std::int64_t symbol_bytes;
-  std::int32_t* symbols;      // [groups][height][width]
+  std::int32_t* symbols;      // [groups * height * width], in the order of coding
   std::uint8_t* indexes;      // [longest wave], in the order of coding
   std::uint32_t* checkpoint;  // [lanes + 2], for launches wave by wave
   WaveCudaState* state;
@@ -77,10 +80,10 @@ int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor);
 // std::runtime_error where a kernel cannot be launched.
 
 // All waves in one kernel, for which it does not wait: a cooperative launch, its blocks meet after
-// each layer and each draw.
+// each stage and each draw.
 void wave_decode(const WaveDecodeArguments& arguments, int blocks, int threads, void* stream);
 
-// The same by a launch a layer and one for the draw, captured once as a CUDA graph of one wave that
+// The same by a launch a stage and one for the draw, captured once as a CUDA graph of one wave that
 // is launched for every wave. Waits for its end.
 void wave_decode_graph(const WaveDecodeArguments& arguments, int threads, void* stream);
 

@@ -54,15 +54,21 @@ PYCODEC_HOST_DEVICE inline WaveSpan wave_span(const WaveDecodeArguments& a, std:
 }
 
 struct WavePlace {
-  std::int64_t group, row, column;
+  std::uint32_t group, row, column;
 };
 
-PYCODEC_HOST_DEVICE inline WavePlace wave_place(const WaveDecodeArguments& a, std::int64_t n) {
+PYCODEC_HOST_DEVICE inline WavePlace wave_place(std::uint64_t place) {
   constexpr std::uint64_t kMask = (std::uint64_t{1} << kWaveSideBits) - 1;
-  const std::uint64_t place = rans::load_constant(a.places + n);
-  return {static_cast<std::int64_t>(place >> (2 * kWaveSideBits)),
-          static_cast<std::int64_t>(place >> kWaveSideBits & kMask),
-          static_cast<std::int64_t>(place & kMask)};
+  return {static_cast<std::uint32_t>(place >> (2 * kWaveSideBits)),
+          static_cast<std::uint32_t>(place >> kWaveSideBits & kMask),
+          static_cast<std::uint32_t>(place & kMask)};
+}
+
+// Number of the place's pixel, counted from (0, 0) on; one product of 32 bits.
+PYCODEC_HOST_DEVICE inline std::int64_t pixel_number(const WaveDecodeArguments& a,
+                                                     const WavePlace& p) {
+  const auto pitch = static_cast<std::uint32_t>(a.pitch);
+  return static_cast<std::int64_t>(std::uint64_t{p.row} * pitch + p.column);
 }
 
 // Sums of the products of words slice, slice + 8, ... that a group sees from a pixel, for eight
@@ -106,11 +112,14 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveCudaLa
   Warp::each([&](unsigned t) {
     const std::int64_t n = first + t / kWaveChannels;
     // Threads without a position do the same work as the first one, so that all stay together.
-    const WavePlace p = wave_place(a, span.begin + (n < span.count ? n : first));
-    pixel[t] = p.row * a.pitch + p.column;
+    const WavePlace p =
+        wave_place(rans::load_constant(a.places + span.begin + (n < span.count ? n : first)));
+    pixel[t] = pixel_number(a, p);
+    const auto phase_height = static_cast<std::uint32_t>(a.phase_height);
+    const auto phase_width = static_cast<std::uint32_t>(a.phase_width);
     const bool sees = layer.active == nullptr ||
-                      rans::load_constant(layer.active + p.row % a.phase_height * a.phase_width +
-                                          p.column % a.phase_width) != 0;
+                      rans::load_constant(layer.active + p.row % phase_height * phase_width +
+                                          p.column % phase_width) != 0;
     wave_accumulate(layer.input + pixel[t] * layer.input_bytes, offsets, weights, sees ? words : 0,
                     static_cast<int>(t % kWaveChannels), acc[t]);
   });
@@ -180,17 +189,23 @@ PYCODEC_DEVICE WaveSeat wave_seat(const Grid& grid, int groups) {
   return {group, groups, warp / groups, (all - group - 1) / groups + 1};
 }
 
-// A warp's share of one layer in wave t.
+// A warp's share of one stage in wave t. Where a stage has several layers, each has one chunk, so
+// that all that they need of each other is made by the same warp.
 template <class Warp>
-PYCODEC_DEVICE void run_wave_layer(const WaveDecodeArguments& a, const WaveCudaLayer& layer,
-                                   const WaveSeat& seat, std::int64_t t) {
-  const std::int64_t chunks = (layer.out_width + kWaveChannels - 1) / kWaveChannels;
+PYCODEC_DEVICE void run_wave_stage(const WaveDecodeArguments& a, int stage, const WaveSeat& seat,
+                                   std::int64_t t) {
+  const std::int32_t begin = rans::load_constant(a.stages + stage);
+  const std::int32_t end = rans::load_constant(a.stages + stage + 1);
+  const std::int64_t chunks = (a.layers[begin].out_width + kWaveChannels - 1) / kWaveChannels;
   for (int group = seat.first_group; group < a.groups; group += seat.group_step) {
     const WaveSpan span = wave_span(a, t, group);
     const std::int64_t tasks = (span.count + kWavePositions - 1) / kWavePositions * chunks;
     for (std::int64_t task = seat.member; task < tasks; task += seat.members) {
-      run_wave_task<Warp>(a, layer, group, span, static_cast<int>(task % chunks),
-                          task / chunks * kWavePositions);
+      for (std::int32_t l = begin; l < end; ++l) {
+        if (l > begin) Warp::sync();
+        run_wave_task<Warp>(a, a.layers[l], group, span, static_cast<int>(task % chunks),
+                            task / chunks * kWavePositions);
+      }
     }
   }
 }
@@ -216,13 +231,20 @@ PYCODEC_DEVICE std::uint64_t draw_wave(const WaveDecodeArguments& a,
       }
     }
   }
+  struct Fetched {
+    std::uint32_t index;
+    std::uint64_t place;
+  };
   return decoder.decode(
-      count, [&](std::uint32_t n) -> std::uint32_t { return load_shared(a.indexes + n); },
-      [&](std::uint32_t n, std::int32_t symbol) {
-        const WavePlace p = wave_place(a, begin + n);
-        a.symbols[(p.group * a.height + p.row) * a.width + p.column] = symbol;
+      count,
+      [&](std::uint32_t n) {
+        return Fetched{load_shared(a.indexes + n), rans::load_constant(a.places + begin + n)};
+      },
+      [&](std::uint32_t n, const Fetched& fetched, std::int32_t symbol) {
+        const WavePlace p = wave_place(fetched.place);
+        a.symbols[begin + n] = symbol;
         const std::int32_t clamped = symbol < -128 ? -128 : symbol > 127 ? 127 : symbol;
-        a.symbol_frame[(p.row * a.pitch + p.column) * a.symbol_bytes + p.group] =
+        a.symbol_frame[pixel_number(a, p) * a.symbol_bytes + p.group] =
             static_cast<std::int8_t>(clamped);
       });
 }
@@ -248,8 +270,8 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   std::uint64_t report = 0;
   if (draws) report = decoder.start(a.body, a.body_size);
   for (std::int64_t t = 0; t < a.num_waves; ++t) {
-    for (int l = 0; l < a.num_layers; ++l) {
-      run_wave_layer<Warp>(a, a.layers[l], seat, t);
+    for (int stage = 0; stage < a.num_stages; ++stage) {
+      run_wave_stage<Warp>(a, stage, seat, t);
       grid.sync();
     }
     if (draws) {
@@ -265,13 +287,13 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   }
 }
 
-// The same in launches: one layer of the wave that the state is at.
+// The same in launches: one stage of the wave that the state is at.
 template <class Grid>
-PYCODEC_DEVICE void decode_wave_layer(const Grid& grid, const WaveDecodeArguments& a, int number) {
+PYCODEC_DEVICE void decode_wave_stage(const Grid& grid, const WaveDecodeArguments& a, int stage) {
   using Warp = typename Grid::Warp;
   if (load_shared(&a.state->stopped) != 0) return;
   const std::int64_t t = load_shared(&a.state->wave);
-  if (t < a.num_waves) run_wave_layer<Warp>(a, a.layers[number], wave_seat(grid, a.groups), t);
+  if (t < a.num_waves) run_wave_stage<Warp>(a, stage, wave_seat(grid, a.groups), t);
 }
 
 // And the draw, by one warp, which then goes on to the next wave.

@@ -139,20 +139,30 @@ struct Popped {
   Kind kind;
 };
 
-PYCODEC_HOST_DEVICE inline Popped pop_symbol(const DeviceTables& tables, std::uint32_t index,
+// A symbol of a set that has no ranks. Nothing here depends on the thread but by selection, so that
+// the look-ups of a thread's lanes overlap.
+PYCODEC_HOST_DEVICE inline Popped pop_of_two(const DeviceTables& tables, std::uint32_t index,
                                              std::uint32_t x) {
+  const bool has_table = index < tables.num_tables;
+  const std::uint32_t table = has_table ? index : 0;
+  const EntryPair pair =
+      load_constant_struct(reinterpret_cast<const EntryPair*>(tables.decode_entries) + table);
+  const std::int32_t first = load_constant(&tables.infos[table].first_value);
+  const std::uint32_t slot = x & low_bits(static_cast<unsigned>(tables.precision));
+  const std::uint32_t rank = slot >= (pair.entries[1] & 0xffff) ? 1 : 0;
+  const std::uint32_t entry = rank == 0 ? pair.entries[0] : pair.entries[1];
+  const std::uint32_t next =
+      ((entry >> 16) + 1) * (x >> tables.precision) + slot - (entry & 0xffff);
+  return {has_table ? next : x, first + static_cast<std::int32_t>(rank),
+          has_table ? Kind::kValue : Kind::kNoTable};
+}
+
+// A symbol of any other set.
+PYCODEC_HOST_DEVICE inline Popped pop_by_slot(const DeviceTables& tables, std::uint32_t index,
+                                              std::uint32_t x) {
   if (index >= tables.num_tables) return {x, 0, Kind::kNoTable};
   const std::uint32_t slot = x & low_bits(static_cast<unsigned>(tables.precision));
   const std::uint32_t upper = x >> tables.precision;
-  if (tables.ranks == nullptr) {
-    const EntryPair pair =
-        load_constant_struct(reinterpret_cast<const EntryPair*>(tables.decode_entries) + index);
-    const std::uint32_t rank = slot >= (pair.entries[1] & 0xffff) ? 1 : 0;
-    const std::uint32_t entry = rank == 0 ? pair.entries[0] : pair.entries[1];
-    const std::int32_t first = load_constant(&tables.infos[index].first_value);
-    return {((entry >> 16) + 1) * upper + slot - (entry & 0xffff),
-            first + static_cast<std::int32_t>(rank), Kind::kValue};
-  }
   const std::uint32_t cell = (index << tables.precision) + slot;
   if (tables.packed_slots != nullptr) {
     const std::uint32_t packed = load_constant(tables.packed_slots + cell);

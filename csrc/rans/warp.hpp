@@ -53,6 +53,9 @@ struct DeviceWarp {
     return {__shfl_sync(kAll, value.value, static_cast<int>(source.value))};
   }
 
+  // What any thread of the warp wrote before it, all its threads can read after it.
+  __device__ static void sync() { __syncwarp(); }
+
   // All threads get the value of one.
   template <class T>
   __device__ static T broadcast(const PerThread<T>& value, unsigned source) {
@@ -132,50 +135,65 @@ class WarpDecoder {
     });
   }
 
-  // Pops the next `count` symbols: index_at(n) is the table of symbol n of this call, and
-  // store(n, symbol) gets the symbol. Both are called by one thread for each n, index_at() as many
-  // as two times the lanes ahead of store().
-  template <class IndexAt, class Store>
-  PYCODEC_DEVICE std::uint64_t decode(std::uint32_t count, const IndexAt& index_at,
-                                      const Store& store) {
-    PerThread<std::uint32_t> following[kLanesPerThread];  // fetched a turn ahead
-    // A turn is what the lanes from next_ on can pop at once; it is shorter than the lanes only at
-    // the beginning and the end of a call.
-    std::uint32_t turn = smaller(lanes_ - next_, count);
+  // Pops the next `count` symbols. fetch(n) is a struct of what is known of symbol n of this call:
+  // its table, `index`, and whatever store(n, fetched, symbol) needs besides, which gets the
+  // symbol. Both are called by one thread for each n; fetch() two turns ahead, since a thread that
+  // waits for memory holds up all lanes.
+  template <class Fetch, class Store>
+  PYCODEC_DEVICE std::uint64_t decode(std::uint32_t count, const Fetch& fetch, const Store& store) {
+    using Fetched = decltype(fetch(std::uint32_t{}));
+    // A turn is what the lanes from the first on can pop at once: symbols from `begin` on. It is
+    // shorter than the lanes only at the beginning and the end of a call. Returns its length.
+    const auto fetch_turn = [&](PerThread<Fetched>(&out)[kLanesPerThread], std::uint32_t begin,
+                                unsigned first_lane) {
+      const std::uint32_t turn = smaller(lanes_ - first_lane, count - begin);
+      for (int k = 0; k < kLanesPerThread; ++k) {
+        Warp::each([&](unsigned t) {
+          const std::uint32_t n = lane_of(k, t) - first_lane;  // wraps for the lanes before it
+          if (n < turn) out[k][t] = fetch(begin + n);
+        });
+      }
+      return turn;
+    };
+    PerThread<Fetched> fetched[kLanesPerThread], next[kLanesPerThread], after_next[kLanesPerThread];
     for (int k = 0; k < kLanesPerThread; ++k) {
-      Warp::each([&](unsigned t) {
-        const std::uint32_t n = lane_of(k, t) - next_;  // wraps for the lanes before next_
-        following[k][t] = n < turn ? index_at(n) : 0;
-      });
+      Warp::each([&](unsigned t) { next[k][t] = after_next[k][t] = Fetched{}; });
     }
-    for (std::uint32_t done = 0; done < count; done += turn, turn = smaller(lanes_, count - done)) {
-      PerThread<std::uint32_t> index[kLanesPerThread];
+    std::uint32_t turn = fetch_turn(next, 0, next_);
+    std::uint32_t next_turn = fetch_turn(after_next, turn, 0);
+    for (std::uint32_t done = 0; done < count;) {
+      for (int k = 0; k < kLanesPerThread; ++k) {
+        Warp::each([&](unsigned t) {
+          fetched[k][t] = next[k][t];
+          next[k][t] = after_next[k][t];
+        });
+      }
       PerThread<Popped> popped[kLanesPerThread];
-      for (int k = 0; k < kLanesPerThread; ++k) {
-        Warp::each([&](unsigned t) {
-          index[k][t] = following[k][t];
-          popped[k][t] = lane_of(k, t) - next_ < turn
-                             ? pop_symbol(tables_, index[k][t], states_[k][t])
-                             : Popped{states_[k][t], 0, Kind::kValue};
-        });
+      if (tables_.ranks == nullptr) {
+        pop(turn, fetched, popped,
+            [&](std::uint32_t index, std::uint32_t x) { return pop_of_two(tables_, index, x); });
+      } else {
+        pop(turn, fetched, popped,
+            [&](std::uint32_t index, std::uint32_t x) { return pop_by_slot(tables_, index, x); });
       }
-      const std::uint32_t left = smaller(lanes_, count - done - turn);
-      for (int k = 0; k < kLanesPerThread; ++k) {
-        Warp::each([&](unsigned t) {
-          const std::uint32_t n = lane_of(k, t);
-          if (n < left) following[k][t] = index_at(done + turn + n);
-        });
+      const std::uint32_t turn_after = fetch_turn(after_next, done + turn + next_turn, 0);
+      if (!renormalize_all(popped)) {
+        for (int k = 0; k < kLanesPerThread; ++k) {
+          const std::uint64_t report = settle(k, fetched[k], popped[k], done);
+          if (report != 0) return report;
+        }
       }
       for (int k = 0; k < kLanesPerThread; ++k) {
-        const std::uint64_t report = settle(k, index[k], popped[k], done);
-        if (report != 0) return report;
         Warp::each([&](unsigned t) {
           states_[k][t] = popped[k][t].x;
           const std::uint32_t n = lane_of(k, t) - next_;
-          if (n < turn) store(done + n, popped[k][t].symbol);
+          if (n < turn) store(done + n, fetched[k][t], popped[k][t].symbol);
         });
       }
       next_ = (next_ + turn) & (lanes_ - 1);
+      done += turn;
+      turn = next_turn;
+      next_turn = turn_after;
     }
     return 0;
   }
@@ -204,10 +222,47 @@ class WarpDecoder {
     num_words_ = static_cast<std::uint32_t>((body_size - kStateBytes * lanes_) / kWordBytes);
   }
 
+  template <class Fetched, class PopOne>
+  PYCODEC_DEVICE void pop(std::uint32_t turn, const PerThread<Fetched> (&fetched)[kLanesPerThread],
+                          PerThread<Popped> (&popped)[kLanesPerThread], const PopOne& pop_one) {
+    for (int k = 0; k < kLanesPerThread; ++k) {
+      Warp::each([&](unsigned t) {
+        popped[k][t] = pop_one(fetched[k][t].index, states_[k][t]);
+        if (lane_of(k, t) - next_ >= turn) popped[k][t] = {states_[k][t], 0, Kind::kValue};
+      });
+    }
+  }
+
+  // Renormalizes what all lanes have popped: what settle() does for one k after the other, with
+  // fewer waits. False, and nothing has happened, if something is special or the words do not last.
+  PYCODEC_DEVICE bool renormalize_all(PerThread<Popped> (&popped)[kLanesPerThread]) {
+    PerThread<bool> is_special;
+    Warp::each([&](unsigned t) {
+      is_special[t] = false;
+      for (const auto& of_lanes : popped) is_special[t] |= of_lanes[t].kind != Kind::kValue;
+    });
+    if (Warp::ballot(is_special) != 0) return false;
+    std::uint32_t masks[kLanesPerThread];
+    unsigned taken = 0;
+    for (int k = 0; k < kLanesPerThread; ++k) {
+      PerThread<bool> needs_word;
+      Warp::each([&](unsigned t) { needs_word[t] = popped[k][t].x < kLowerBound; });
+      masks[k] = Warp::ballot(needs_word);
+      taken += count_bits(masks[k]);
+    }
+    if (taken > num_words_ - position_) return false;
+    for (int k = 0; k < kLanesPerThread; ++k) {
+      take_words(masks[k], k + 2, popped[k]);
+    }
+    while (position_ - window_start_ >= kWarpThreads) move_window();
+    return true;
+  }
+
   // Renormalizes what the k-th lanes of the threads have popped and reads what follows an escape.
   // Escapes are rare: the lanes up to the first one take their words together, then it alone takes
   // its own, then the lanes after it go on.
-  PYCODEC_DEVICE std::uint64_t settle(int k, const PerThread<std::uint32_t>& index,
+  template <class Fetched>
+  PYCODEC_DEVICE std::uint64_t settle(int k, const PerThread<Fetched>& fetched,
                                       PerThread<Popped>& popped, std::uint32_t done) {
     PerThread<bool> is_special;
     Warp::each([&](unsigned t) { is_special[t] = popped[t].kind != Kind::kValue; });
@@ -218,7 +273,7 @@ class WarpDecoder {
         return failure_report(Failure::kEndsEarly, 0, num_words_);
       }
       if (special == 0) return 0;
-      const std::uint64_t report = settle_special(k, end - 1, index, popped, done);
+      const std::uint64_t report = settle_special(k, end - 1, fetched, popped, done);
       if (report != 0) return report;
       special &= special - 1;
       begin = end;
@@ -232,29 +287,36 @@ class WarpDecoder {
         [&](unsigned t) { needs_word[t] = t >= begin && t < end && popped[t].x < kLowerBound; });
     const std::uint32_t mask = Warp::ballot(needs_word);
     if (mask == 0) return true;
-    const unsigned taken = count_bits(mask);
-    if (taken > num_words_ - position_) return false;
-    PerThread<unsigned> source;  // in the window; shuffles look at the low five bits
-    Warp::each([&](unsigned t) {
-      source[t] = position_ - window_start_ + count_bits(mask & low_bits(t));
-    });
-    const PerThread<std::uint32_t> near = Warp::shuffle(window_[0], source);
-    const PerThread<std::uint32_t> far = Warp::shuffle(window_[1], source);
-    Warp::each([&](unsigned t) {
-      if (!needs_word[t]) return;
-      popped[t].x = popped[t].x << 16 | (source[t] < kWarpThreads ? near[t] : far[t]);
-    });
-    position_ += taken;
-    if (position_ - window_start_ >= kWarpThreads) {
-      window_start_ += kWarpThreads;
-      window_[0] = window_[1];
-      load_words(window_[1], window_start_ + kWarpThreads);
-    }
+    if (count_bits(mask) > num_words_ - position_) return false;
+    take_words(mask, 2, popped);
+    if (position_ - window_start_ >= kWarpThreads) move_window();
     return true;
   }
 
+  // Gives the next words to the threads of the mask. They are in the first `parts` of the window.
+  PYCODEC_DEVICE void take_words(std::uint32_t mask, int parts, PerThread<Popped>& popped) {
+    PerThread<unsigned> source;  // in the window; shuffles look at the low five bits
+    PerThread<std::uint32_t> word;
+    Warp::each([&](unsigned t) {
+      source[t] = position_ - window_start_ + count_bits(mask & low_bits(t));
+    });
+    for (int part = 0; part < parts; ++part) {
+      const PerThread<std::uint32_t> of_part = Warp::shuffle(window_[part], source);
+      Warp::each([&](unsigned t) {
+        if (part == 0 || source[t] >= static_cast<unsigned>(part) * kWarpThreads) {
+          word[t] = of_part[t];
+        }
+      });
+    }
+    Warp::each([&](unsigned t) {
+      if ((mask >> t & 1) != 0) popped[t].x = popped[t].x << 16 | word[t];
+    });
+    position_ += count_bits(mask);
+  }
+
+  template <class Fetched>
   PYCODEC_DEVICE std::uint64_t settle_special(int k, unsigned thread,
-                                              const PerThread<std::uint32_t>& index,
+                                              const PerThread<Fetched>& fetched,
                                               PerThread<Popped>& popped, std::uint32_t done) {
     const unsigned lane = lane_of(k, thread);
     PerThread<std::uint32_t> failure;
@@ -268,7 +330,7 @@ class WarpDecoder {
       }
       WordCursor cursor = {words_, num_words_, position_};
       failure[t] = static_cast<std::uint32_t>(
-          pop_escaped(tables_, index[t], popped[t].x, cursor, popped[t].symbol));
+          pop_escaped(tables_, fetched[t].index, popped[t].x, cursor, popped[t].symbol));
       position[t] = cursor.position;
     });
     position_ = Warp::broadcast(position, thread);
@@ -278,13 +340,20 @@ class WarpDecoder {
     return 0;
   }
 
-  // WINDOW. The next 32 to 64 words are in the threads' registers, so that a turn need not wait for
-  // memory: a word is loaded when it is more than 32 words away, and fetched from its thread when
-  // it is needed.
+  // WINDOW. The words to come are in the threads' registers, 32 to a part, so that a turn need not
+  // wait for memory. A word is fetched from its thread when it is needed: each k takes up to 32,
+  // the first of which is in the first part. The last part is still on its way.
   PYCODEC_DEVICE void fill_window() {
     window_start_ = position_;
-    load_words(window_[0], window_start_);
-    load_words(window_[1], window_start_ + kWarpThreads);
+    for (unsigned part = 0; part < kWindowParts; ++part) {
+      load_words(window_[part], window_start_ + part * kWarpThreads);
+    }
+  }
+
+  PYCODEC_DEVICE void move_window() {
+    window_start_ += kWarpThreads;
+    for (unsigned part = 0; part + 1 < kWindowParts; ++part) window_[part] = window_[part + 1];
+    load_words(window_[kWindowParts - 1], window_start_ + (kWindowParts - 1) * kWarpThreads);
   }
 
   PYCODEC_DEVICE void load_words(PerThread<std::uint32_t>& out, std::uint32_t first) const {
@@ -292,6 +361,8 @@ class WarpDecoder {
       out[t] = first + t < num_words_ ? load_constant(words_ + (first + t)) : 0u;
     });
   }
+
+  static constexpr unsigned kWindowParts = kLanesPerThread + 2;
 
   DeviceTables tables_;
   unsigned lanes_;
@@ -301,7 +372,7 @@ class WarpDecoder {
   unsigned next_ = 0;           // lane of the next symbol
   PerThread<std::uint32_t> states_[kLanesPerThread];
   std::uint32_t window_start_ = 0;
-  PerThread<std::uint32_t> window_[2];
+  PerThread<std::uint32_t> window_[kWindowParts];
 };
 
 // Encodes one substream, the last symbols first. The words go to `words` from word `capacity` - 1

@@ -1,7 +1,7 @@
 """The wave engine on a GPU: the streams and symbols of :mod:`pycodec.context.wave_network`.
 
 To encode, the layers run over the whole picture. To decode, one kernel does all waves: its blocks
-meet after each layer, a warp draws a wave's symbols from the rANS stream, and nothing goes to the
+meet after each stage of layers, a warp draws a wave's symbols from the rANS stream, and nothing goes to the
 host before the end. ``csrc/cuda/wave_network_grid.hpp`` has what the warps do; the tests run the
 same code on the host.
 """
@@ -99,6 +99,12 @@ class CudaWaveNetwork:
             if layer.input in known and (layer.residual is None or layer.residual in known):
                 known.add(self._first + number)
                 self._side_layers.append(number)
+        # Layers of a wave that a warp may run one after the other, before all meet again: what one
+        # makes that the next one sees must be its own work, as with one chunk of channels it is.
+        self.stages: list[list[int]] = []
+        for stage in network._native.wave_stages:
+            is_narrow = all(network.layers[n].out_width <= _CHANNELS for n in stage)
+            self.stages += [stage] if is_narrow else [[n] for n in stage]
         self._order: tuple[tuple[int, int], _Order] | None = None
 
     def order(
@@ -195,13 +201,15 @@ class CudaWaveNetwork:
         order = self._coding_order(height, width)
         pitch = width + 2 * self._padding
         frames = self._frames(side, height, width)
-        waves = [n for n in range(len(self._layers)) if n not in self._side_layers]
+        waves = [n for stage in self.stages for n in stage]
         offsets = {n: self._layers[n].offsets(pitch) for n in waves}
         addresses = [self._address(frame) for frame in frames]
         rows = [self._layers[n].row(frames, addresses, self._first + n, offsets[n]) for n in waves]
         layers = rans_cuda._upload(np.array(rows, np.int64), device)
+        ends = np.cumsum([0, *map(len, self.stages)], dtype=np.int32)
+        stages = rans_cuda._upload(ends, device)
         indexes = torch.empty(order.longest, dtype=torch.uint8, device=device)
-        symbols = torch.zeros((network.groups, height, width), dtype=torch.int32, device=device)
+        drawn = torch.empty(len(order.permutation), dtype=torch.int32, device=device)
         checkpoint = torch.empty(lanes + 2, dtype=torch.int32, device=device)
         state = torch.zeros(3, dtype=torch.int64, device=device)
         arguments = {
@@ -211,19 +219,18 @@ class CudaWaveNetwork:
             "lanes": lanes,
             "check_indexes": network.layers[-1].upper >= tables.num_tables,
             "layers": layers.data_ptr(),
-            "num_layers": len(rows),
+            "stages": stages.data_ptr(),
+            "num_stages": len(self.stages),
             "groups": network.groups,
             "places": order.places.data_ptr(),
             "begin": order.begin.data_ptr(),
-            "height": height,
-            "width": width,
             "pitch": pitch,
             "num_waves": order.num_waves,
             "phase_height": network.phase.shape[0],
             "phase_width": network.phase.shape[1],
             "symbol_frame": addresses[SYMBOLS],
             "symbol_bytes": frames[SYMBOLS].shape[2],
-            "symbols": symbols.data_ptr(),
+            "symbols": drawn.data_ptr(),
             "indexes": indexes.data_ptr(),
             "checkpoint": checkpoint.data_ptr(),
             "state": state.data_ptr(),
@@ -234,8 +241,11 @@ class CudaWaveNetwork:
             rans_cuda._launch("wave_decode", device, arguments=arguments, **options)
         else:
             rans_cuda._launch("wave_decode_graph", device, arguments=arguments, **options)
+        symbols = torch.empty_like(drawn)
+        symbols[order.permutation] = drawn
         # What the kernel reads may be freed here: its memory is used again on the same stream only.
-        return Pending(order, symbols, state, indexes, lanes, tables)
+        shaped = symbols.view(network.groups, height, width)
+        return Pending(order, shaped, state, indexes, lanes, tables)
 
     def _frames(self, side: Sequence[NDArray[np.int8]], height: int, width: int) -> list[Tensor]:
         """All tensors but the last with their borders, those that are known filled in."""

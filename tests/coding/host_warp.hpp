@@ -40,6 +40,8 @@ struct HostWarp {
     return result;
   }
 
+  static void sync() {}
+
   template <class T>
   static T broadcast(const PerThread<T>& value, unsigned source) {
     return value[source % kThreads];

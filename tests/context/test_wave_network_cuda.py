@@ -124,6 +124,19 @@ class TestOnEveryDevice:
         assert decoded.dtype == np.int32
         np.testing.assert_array_equal(decoded, symbols)
 
+    def test_stages(self, device):
+        """Layers that see their own place only go on without a meeting, unless they are wide."""
+        rng = np.random.default_rng(0)
+
+        def stages(order, widths, kernels):
+            network = random_network(rng, ORDERS[order], 3, widths, kernels)
+            return CudaWaveNetwork(network, device[0]).stages
+
+        kernels = [5, 3, 1, 1]  # and a last layer of 3x3
+        assert stages("slope", [8] * 4, kernels) == [[0], [1, 2, 3], [4]]
+        assert stages("plane", [8] * 4, kernels) == [[0, 1, 2, 3, 4]]
+        assert stages("slope", [8, 8, 9, 8], kernels) == [[0], [1], [2], [3], [4]]
+
     def test_the_last_layer_may_be_chosen_late(self, device):
         rng = np.random.default_rng(0)
         network = random_network(rng, ORDERS["slope"], 3, [5, 7], [3, 5])

@@ -84,11 +84,11 @@ void wave_decode_graph(const WaveDecodeArguments& a, int threads, void*) {
   const int warps = threads / static_cast<int>(rans::kWarpThreads);
   const int all = resident_blocks * warps;
   for (std::int64_t t = 0; t < std::max<std::int64_t>(a.num_waves, 1); ++t) {
-    for (int layer = 0; layer < a.num_layers; ++layer) {
+    for (int stage = 0; stage < a.num_stages; ++stage) {
       for (int n = 0; n < all; ++n) {
         const int i = HostWarp::backwards ? all - 1 - n : n;
-        decode_wave_layer(HostGrid{i / warps, resident_blocks, i % warps, warps, nullptr}, a,
-                          layer);
+        decode_wave_stage(HostGrid{i / warps, resident_blocks, i % warps, warps, nullptr}, a,
+                          stage);
       }
     }
     if (rans::lanes_per_thread(a.lanes) == 2) {
