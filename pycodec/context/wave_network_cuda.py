@@ -1,9 +1,9 @@
 """The wave engine on a GPU: the streams and symbols of :mod:`pycodec.context.wave_network`.
 
 To encode, the layers run over the whole picture. To decode, one kernel does all waves: its blocks
-meet after each stage of layers, a warp draws a wave's symbols from the rANS stream, and nothing goes to the
-host before the end. ``csrc/cuda/wave_network_grid.hpp`` has what the warps do; the tests run the
-same code on the host.
+meet after each stage of layers, a warp draws a wave's symbols from the rANS stream, and nothing
+goes to the host before the end. ``csrc/cuda/wave_network_grid.hpp`` has what the warps do; the
+tests run the same code on the host.
 """
 
 from __future__ import annotations
