@@ -104,6 +104,7 @@ def steps() -> list[Step]:
         script("time-rans", "coding/rans_cuda.py", "--symbols", str(1 << 26), seconds=40),
         Step("codec-1080p", (*codec, "1080p", "--precision", "fp32", "bf16", "int8", "mixed"), 45),
         script("time-quantized_conv2d", "ops/quantized_conv2d_cuda.py", seconds=50),
+        script("time-lossless", "models/lossless_cuda.py", "--runs", "3", seconds=40),
         Step("codec-lossless", (*codec, "768x512", "1080p", "--lossless"), 45),
         script("time-quantize", "ops/quantize.py", "--device", "cuda", seconds=40),
         script("time-wave_network-1080p", waves, *large, seconds=90),

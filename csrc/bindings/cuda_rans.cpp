@@ -57,9 +57,9 @@ void decode(const Tables& tables, std::uintptr_t indexes, int index_bytes, std::
 }
 
 void encode(const Tables& tables, std::uintptr_t symbols, std::uintptr_t indexes, int index_bytes,
-            std::uintptr_t substreams, std::int64_t num_substreams, int lanes, int words_per_symbol,
-            std::uintptr_t scratch, std::uintptr_t states, std::uintptr_t num_words,
-            std::uintptr_t failures, std::uintptr_t stream) {
+            std::uintptr_t substreams, std::int64_t num_substreams, std::uintptr_t lanes,
+            int most_lanes, int words_per_symbol, std::uintptr_t scratch, std::uintptr_t states,
+            std::uintptr_t num_words, std::uintptr_t failures, std::uintptr_t stream) {
   pycodec::cuda::RansEncodeArguments a = {};
   a.tables = device_tables(tables);
   a.symbols = pointer<const std::int32_t>(symbols);
@@ -67,7 +67,8 @@ void encode(const Tables& tables, std::uintptr_t symbols, std::uintptr_t indexes
   a.index_bytes = index_bytes;
   a.substreams = pointer<const RansSubstream>(substreams);
   a.num_substreams = num_substreams;
-  a.lanes = lanes;
+  a.lanes = pointer<const std::int32_t>(lanes);
+  a.most_lanes = most_lanes;
   a.words_per_symbol = words_per_symbol;
   a.scratch = pointer<std::uint16_t>(scratch);
   a.states = pointer<std::uint32_t>(states);
@@ -76,13 +77,14 @@ void encode(const Tables& tables, std::uintptr_t symbols, std::uintptr_t indexes
   pycodec::cuda::rans_encode(a, pointer<void>(stream));
 }
 
-void copy(std::uintptr_t substreams, std::int64_t num_substreams, int lanes, int words_per_symbol,
-          std::uintptr_t scratch, std::uintptr_t states, std::uintptr_t data,
-          std::uintptr_t stream) {
+void copy(std::uintptr_t substreams, std::int64_t num_substreams, std::uintptr_t lanes,
+          int most_lanes, int words_per_symbol, std::uintptr_t scratch, std::uintptr_t states,
+          std::uintptr_t data, std::uintptr_t stream) {
   pycodec::cuda::RansCopyArguments a = {};
   a.substreams = pointer<const RansSubstream>(substreams);
   a.num_substreams = num_substreams;
-  a.lanes = lanes;
+  a.lanes = pointer<const std::int32_t>(lanes);
+  a.most_lanes = most_lanes;
   a.words_per_symbol = words_per_symbol;
   a.scratch = pointer<const std::uint16_t>(scratch);
   a.states = pointer<const std::uint32_t>(states);
@@ -100,10 +102,12 @@ void bind_cuda_rans(py::module_& m) {
         "Decodes substreams, a warp each; csrc/cuda/rans.hpp describes the arguments.");
   m.def("rans_encode", &encode, py::kw_only(), py::arg("tables"), py::arg("symbols"),
         py::arg("indexes"), py::arg("index_bytes"), py::arg("substreams"),
-        py::arg("num_substreams"), py::arg("lanes"), py::arg("words_per_symbol"),
-        py::arg("scratch"), py::arg("states"), py::arg("num_words"), py::arg("failures"),
-        py::arg("stream"), "Encodes substreams, a warp each, to scratch memory.");
+        py::arg("num_substreams"), py::arg("lanes"), py::arg("most_lanes"),
+        py::arg("words_per_symbol"), py::arg("scratch"), py::arg("states"), py::arg("num_words"),
+        py::arg("failures"), py::arg("stream"),
+        "Encodes substreams, a warp each, to scratch memory.");
   m.def("rans_copy", &copy, py::kw_only(), py::arg("substreams"), py::arg("num_substreams"),
-        py::arg("lanes"), py::arg("words_per_symbol"), py::arg("scratch"), py::arg("states"),
-        py::arg("data"), py::arg("stream"), "Brings encoded substreams to their place.");
+        py::arg("lanes"), py::arg("most_lanes"), py::arg("words_per_symbol"), py::arg("scratch"),
+        py::arg("states"), py::arg("data"), py::arg("stream"),
+        "Brings encoded substreams to their place.");
 }

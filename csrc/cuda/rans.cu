@@ -78,7 +78,7 @@ void rans_decode(const RansDecodeArguments& a, void* stream) {
 void rans_encode(const RansEncodeArguments& a, void* stream) {
   const bool wide = a.index_bytes == 2;
   auto* kernel = wide ? encode_kernel<1, std::uint16_t> : encode_kernel<1, std::uint8_t>;
-  if (rans::lanes_per_thread(a.lanes) == 2) {
+  if (rans::lanes_per_thread(a.most_lanes) == 2) {
     kernel = wide ? encode_kernel<2, std::uint16_t> : encode_kernel<2, std::uint8_t>;
   }
   launch(kernel, a, stream, "rans_encode");

@@ -41,19 +41,21 @@ struct RansEncodeArguments {
   int index_bytes;
   const RansSubstream* substreams;
   std::int64_t num_substreams;
-  int lanes;
-  int words_per_symbol;      // 1, or rans::kMaxWordsPerEscape if that turned out too few
-  std::uint16_t* scratch;    // [number of all symbols][words_per_symbol]
-  std::uint32_t* states;     // [num_substreams][lanes]
-  std::uint64_t* num_words;  // [num_substreams]
-  std::uint64_t* failures;   // [num_substreams], gets rans::failure_report()
+  const std::int32_t* lanes;  // [num_substreams]
+  int most_lanes;             // of all of them
+  int words_per_symbol;       // 1, or rans::kMaxWordsPerEscape if that turned out too few
+  std::uint16_t* scratch;     // [number of all symbols][words_per_symbol]
+  std::uint32_t* states;      // [num_substreams][most_lanes]
+  std::uint64_t* num_words;   // [num_substreams]
+  std::uint64_t* failures;    // [num_substreams], gets rans::failure_report()
 };
 
 // Brings to their place what was encoded with the same arguments.
 struct RansCopyArguments {
   const RansSubstream* substreams;
   std::int64_t num_substreams;
-  int lanes;
+  const std::int32_t* lanes;
+  int most_lanes;
   int words_per_symbol;
   const std::uint16_t* scratch;
   const std::uint32_t* states;

@@ -62,12 +62,13 @@ PYCODEC_DEVICE void encode_substream(const RansEncodeArguments& a, std::int64_t 
   const auto* indexes = static_cast<const Index*>(a.indexes) + substream.first_symbol;
   const std::uint32_t capacity = scratch_capacity(substream, a.words_per_symbol);
   rans::WarpEncoder<Warp, kLanesPerThread> encoder(
-      a.tables, a.lanes, a.scratch + substream.first_symbol * a.words_per_symbol, capacity);
+      a.tables, rans::load_constant(a.lanes + number),
+      a.scratch + substream.first_symbol * a.words_per_symbol, capacity);
   const std::uint64_t report = encoder.encode(
       static_cast<std::uint32_t>(substream.num_symbols),
       [&](std::uint32_t n) { return rans::load_constant(symbols + n); },
       [&](std::uint32_t n) -> std::uint32_t { return rans::load_constant(indexes + n); });
-  encoder.save_states(a.states + number * a.lanes);
+  encoder.save_states(a.states + number * a.most_lanes);
   Warp::each([&](unsigned t) {
     if (t != 0) return;
     a.num_words[number] = capacity - encoder.top();
@@ -78,10 +79,10 @@ PYCODEC_DEVICE void encode_substream(const RansEncodeArguments& a, std::int64_t 
 template <class Warp>
 PYCODEC_DEVICE void copy_substream(const RansCopyArguments& a, std::int64_t number) {
   const RansSubstream substream = a.substreams[number];
-  const auto lanes = static_cast<unsigned>(a.lanes);
+  const auto lanes = static_cast<unsigned>(rans::load_constant(a.lanes + number));
   const std::uint64_t num_words =
       (substream.body_size - rans::kStateBytes * lanes) / rans::kWordBytes;
-  const std::uint32_t* const states = a.states + number * a.lanes;
+  const std::uint32_t* const states = a.states + number * a.most_lanes;
   const std::uint16_t* const words = a.scratch + substream.first_symbol * a.words_per_symbol +
                                      scratch_capacity(substream, a.words_per_symbol) - num_words;
   auto* const out = reinterpret_cast<std::uint16_t*>(a.data + substream.body);

@@ -391,43 +391,50 @@ class WarpEncoder {
     }
   }
 
-  // All symbols of the substream. Returns a failure_report().
+  // All symbols of the substream. Returns a failure_report(). Both functions are called two turns
+  // ahead, as WarpDecoder::decode() calls fetch().
   template <class SymbolAt, class IndexAt>
   PYCODEC_DEVICE std::uint64_t encode(std::uint32_t count, const SymbolAt& symbol_at,
                                       const IndexAt& index_at) {
-    // Of the turn to come, loaded a turn ahead.
-    PerThread<std::int32_t> symbols[kLanesPerThread];
-    PerThread<std::uint32_t> indexes[kLanesPerThread];
-    const auto load = [&](std::uint32_t first, std::uint32_t end) {
+    struct Fetched {
+      std::int32_t symbol;
+      std::uint32_t index;
+    };
+    // Of the turn that ends before symbol `end`. Returns its first symbol.
+    const auto fetch_turn = [&](PerThread<Fetched>(&out)[kLanesPerThread], std::uint32_t end) {
+      const std::uint32_t first = first_of_turn(end);
       for (int k = 0; k < kLanesPerThread; ++k) {
         Warp::each([&](unsigned t) {
           const std::uint32_t n = first + lane_of(k, t);
-          if (lane_of(k, t) >= end - first) return;
-          symbols[k][t] = symbol_at(n);
-          indexes[k][t] = index_at(n);
+          if (lane_of(k, t) < end - first) out[k][t] = {symbol_at(n), index_at(n)};
         });
       }
+      return first;
     };
+    PerThread<Fetched> next[kLanesPerThread], after_next[kLanesPerThread];
     std::uint32_t end = count;
-    std::uint32_t first = first_of_turn(end);
-    load(first, end);
+    std::uint32_t first = fetch_turn(next, end);
+    std::uint32_t next_first = fetch_turn(after_next, first);
     while (end > 0) {
       PerThread<Item> items[kLanesPerThread];
       for (int k = 0; k < kLanesPerThread; ++k) {
         Warp::each([&](unsigned t) {
           items[k][t] = {nothing(), 0, 0};
-          if (lane_of(k, t) >= end - first) return;
-          items[k][t] = {find_entry(tables_, indexes[k][t], symbols[k][t]), symbols[k][t],
-                         indexes[k][t]};
+          if (lane_of(k, t) < end - first) {
+            const Fetched& f = next[k][t];
+            items[k][t] = {find_entry(tables_, f.index, f.symbol), f.symbol, f.index};
+          }
+          next[k][t] = after_next[k][t];
         });
       }
-      load(first_of_turn(first), first);
+      const std::uint32_t first_after = fetch_turn(after_next, next_first);
       for (int k = kLanesPerThread - 1; k >= 0; --k) {
         const std::uint64_t report = push(k, items[k], first);
         if (report != 0) return report;
       }
       end = first;
-      first = first_of_turn(end);
+      first = next_first;
+      next_first = first_after;
     }
     return 0;
   }

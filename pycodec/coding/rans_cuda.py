@@ -76,21 +76,118 @@ def encode_substreams(
     """
     import torch
 
+    encoded = _encode(symbols, indexes, tables, counts, lanes)
+    index = _index(encoded.rows[:, 1], encoded.words, lanes, tables.precision)
+    begin, size = encoded.place_bodies(len(index))
+    data = torch.empty(size, dtype=torch.uint8, device=symbols.device)
+    data[: len(index)] = _upload(index, data.device)
+    encoded.copy_to(data, begin)
+    return data
+
+
+def encode_streams(
+    symbols: Tensor,
+    indexes: Tensor,
+    tables: TableSet,
+    *,
+    counts: ArrayLike,
+    lanes: ArrayLike,
+) -> list[bytes]:
+    """Encodes streams that have nothing to do with each other, side by side, a warp each.
+
+    Args:
+        symbols, indexes, tables: as of :func:`encode_substreams`; those of the first stream first.
+        counts: symbols of each stream, on the CPU.
+        lanes: of each stream. A warp takes a turn of all lanes at a time, so many make it faster.
+
+    Returns:
+        On the host: for each the bytes of :func:`pycodec.coding.rans.encode`.
+
+    Raises:
+        InputError: as of :func:`encode_substreams`.
+    """
+    import torch
+
+    encoded = _encode(symbols, indexes, tables, counts, lanes)
+    begin, size = encoded.place_bodies(0)
+    data = torch.empty(size, dtype=torch.uint8, device=symbols.device)
+    encoded.copy_to(data, begin)
+    bodies = np.split(data.cpu().numpy(), begin[1:])
+    return [
+        bytes([_header(n, tables.precision)]) + body.tobytes()
+        for n, body in zip(encoded.lanes.tolist(), bodies, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Substreams that still are in pieces: states, and words in scratch memory."""
+
+    rows: NDArray[np.int64]  # [S, 4]: RansSubstream in csrc/cuda/rans.hpp
+    lanes: NDArray[np.int32]  # [S]
+    words: NDArray[np.int64]  # [S]
+    states: Tensor
+    scratch: Tensor
+    words_per_symbol: int
+
+    def place_bodies(self, first: int) -> tuple[NDArray[np.int64], int]:
+        """Where each begins if they lie one after the other from ``first`` on, and the end."""
+        sizes = _STATE_BYTES * self.lanes.astype(np.int64) + _WORD_BYTES * self.words
+        return first + np.cumsum(sizes) - sizes, first + int(sizes.sum())
+
+    def copy_to(self, data: Tensor, begin: NDArray[np.int64]) -> None:
+        """Copy the bodies to their places; ``begin`` is even."""
+        rows = self.rows.copy()
+        rows[:, 2] = begin
+        rows[:, 3] = _STATE_BYTES * self.lanes + _WORD_BYTES * self.words
+        substreams, lanes = (_upload(array, data.device) for array in (rows, self.lanes))
+        _launch(
+            "rans_copy",
+            data.device,
+            substreams=substreams.data_ptr(),
+            num_substreams=len(rows),
+            lanes=lanes.data_ptr(),
+            most_lanes=self.states.shape[1],
+            words_per_symbol=self.words_per_symbol,
+            scratch=self.scratch.data_ptr(),
+            states=self.states.data_ptr(),
+            data=data.data_ptr(),
+        )
+
+
+def _encode(
+    symbols: Tensor,
+    indexes: Tensor,
+    tables: TableSet,
+    counts: ArrayLike,
+    lanes: ArrayLike,
+) -> _Encoded:
+    """Checks arguments as of :func:`encode_substreams` and runs the coder.
+
+    ``lanes`` are of all streams, or of each.
+    """
+    import torch
+
     _check_tensor("symbols", symbols, (torch.int32,))
     _check_tensor("indexes", indexes, (torch.uint8, torch.uint16), symbols.device)
     if symbols.numel() != indexes.numel():
         raise InputError(f"{symbols.numel()} symbols with {indexes.numel()} indexes")
-    if lanes not in (1, 2, 4, 8, 16, 32, 64):
-        raise InputError(f"lanes must be a power of two, 1..64, not {lanes!r}")
+    for number in np.array(lanes, object).reshape(-1).tolist():
+        if number not in (1, 2, 4, 8, 16, 32, 64):
+            raise InputError(f"lanes must be a power of two, 1..64, not {number!r}")
+    rows = _rows(substream_lengths(counts, symbols.numel()))
+    if np.ndim(lanes) and np.shape(lanes) != (len(rows),):
+        raise InputError(f"lanes of {np.size(lanes)} streams, but counts of {len(rows)}")
+    lanes = np.full(len(rows), lanes, np.int32)
     symbols, indexes = symbols.contiguous(), indexes.contiguous()
     device = symbols.device
-    rows = _rows(substream_lengths(counts, symbols.numel()))
     device_tables = _tables_on(tables, device)
     streams = len(rows)
-    states = torch.empty((streams, lanes), dtype=torch.int32, device=device)
+    most_lanes = int(lanes.max(initial=1))
+    states = torch.empty((streams, most_lanes), dtype=torch.int32, device=device)
     num_words = torch.empty(streams, dtype=torch.int64, device=device)
     failures = torch.empty(streams, dtype=torch.int64, device=device)
-    substreams = _upload(rows, device)
+    substreams, device_lanes = (_upload(array, device) for array in (rows, lanes))
     # Without escapes a symbol is at most a word; with them too nearly always, on average.
     for words_per_symbol in (1, _MAX_WORDS_PER_ESCAPE):
         scratch = torch.empty(words_per_symbol * symbols.numel(), dtype=torch.int16, device=device)
@@ -103,7 +200,8 @@ def encode_substreams(
             index_bytes=indexes.element_size(),
             substreams=substreams.data_ptr(),
             num_substreams=streams,
-            lanes=lanes,
+            lanes=device_lanes.data_ptr(),
+            most_lanes=most_lanes,
             words_per_symbol=words_per_symbol,
             scratch=scratch.data_ptr(),
             states=states.data_ptr(),
@@ -116,24 +214,7 @@ def encode_substreams(
     if failure is not None:
         _raise_encode_failure(failure, symbols, indexes, tables, rows)
     words = num_words.cpu().numpy()
-    index = _index(rows[:, 1], words, lanes, tables.precision)
-    rows[:, 3] = _STATE_BYTES * lanes + _WORD_BYTES * words
-    rows[:, 2] = len(index) + np.cumsum(rows[:, 3]) - rows[:, 3]
-    data = torch.empty(len(index) + int(rows[:, 3].sum()), dtype=torch.uint8, device=device)
-    data[: len(index)] = _upload(index, device)
-    substreams = _upload(rows, device)
-    _launch(
-        "rans_copy",
-        device,
-        substreams=substreams.data_ptr(),
-        num_substreams=streams,
-        lanes=lanes,
-        words_per_symbol=words_per_symbol,
-        scratch=scratch.data_ptr(),
-        states=states.data_ptr(),
-        data=data.data_ptr(),
-    )
-    return data
+    return _Encoded(rows, lanes, words, states, scratch, words_per_symbol)
 
 
 class SubstreamDecoder:
@@ -435,11 +516,15 @@ def _rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows
 
 
+def _header(lanes: int, precision: int) -> int:
+    """First byte of a stream."""
+    return (lanes.bit_length() - 1) | (precision - 1) << 4
+
+
 def _index(
     counts: NDArray[np.int64], words: NDArray[np.int64], lanes: int, precision: int
 ) -> NDArray[np.uint8]:
     """All that comes before the bodies of the substreams, uint8 [n], n even."""
-    header = (lanes.bit_length() - 1) | (precision - 1) << 4
     numbers = np.concatenate([[len(counts)], np.stack([counts, words], axis=1).reshape(-1)])
     # LEB128: seven bits a byte, the lowest first; the top bit says that more follow.
     groups = numbers.astype(np.uint64)[:, None] >> np.arange(0, 35, 7, dtype=np.uint64)
@@ -449,7 +534,7 @@ def _index(
         np.uint8
     )[place < lengths]
     padding = [0] * ((1 + len(varints)) % 2)
-    return np.concatenate([[header], varints, padding]).astype(np.uint8)
+    return np.concatenate([[_header(lanes, precision)], varints, padding]).astype(np.uint8)
 
 
 def _host_index(data: Tensor) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ tests run the same code on the host.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _WORD = 4  # input channels to a multiplication of dot products
 _HEADER_BYTES, _STATE_BYTES, _WORD_BYTES = 1, 4, 2  # of rANS streams, csrc/rans/rans.hpp
 _SIDE_BITS = 27  # kWaveSideBits
 _NO_TABLE, _STATE_TOO_SMALL = 7, 4  # enum class Failure in csrc/rans/device.hpp
+_MAX_ORDERS = 4  # 16 bytes a symbol each
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class CudaWaveNetwork:
         for stage in network._native.wave_stages:
             is_narrow = all(network.layers[n].out_width <= _CHANNELS for n in stage)
             self.stages += [stage] if is_narrow else [[n] for n in stage]
-        self._order: tuple[tuple[int, int], _Order] | None = None
+        self._orders: dict[tuple[int, int], _Order] = {}
 
     def order(
         self, symbols: NDArray[np.int32], *, side: Sequence[NDArray[np.int8]] = ()
@@ -118,18 +120,28 @@ class CudaWaveNetwork:
         symbols, side = self.network._checked_symbols(symbols, 1, side)
         if symbols.size == 0:
             return np.empty(0, np.int32), np.empty(0, np.uint8)
-        return CudaEncodingPass(self, symbols, side).order()
+        return self.begin(symbols, side=side).order()
 
     def begin(
         self,
-        symbols: NDArray[np.int32],
+        symbols: NDArray[np.int32] | Tensor,
         threads: int = 1,
         *,
         side: Sequence[NDArray[np.int8]] = (),
     ) -> CudaEncodingPass:
-        """As :meth:`WaveNetwork.begin`; ``threads`` do not matter."""
-        symbols, side = self.network._checked_symbols(symbols, threads, side)
-        if symbols.size == 0:
+        """As :meth:`WaveNetwork.begin`; ``threads`` do not matter, and symbols may be a tensor of
+        the device."""
+        if isinstance(symbols, Tensor):
+            groups = self.network.groups
+            if symbols.dtype != torch.int32 or symbols.dim() != 3 or len(symbols) != groups:
+                raise InputError(f"symbols must be int32 [{groups}, H, W]")
+            if symbols.device != self.device:
+                raise InputError(f"symbols must be on {self.device}, not on {symbols.device}")
+            side = self.network._checked(side, *symbols.shape[1:])
+        else:
+            symbols, side = self.network._checked_symbols(symbols, threads, side)
+            symbols = torch.from_numpy(symbols).to(self.device)
+        if symbols.numel() == 0:
             raise InputError("there are no symbols")
         return CudaEncodingPass(self, symbols, side)
 
@@ -277,25 +289,33 @@ class CudaWaveNetwork:
         return frame.data_ptr() + (self._padding * pitch + self._padding) * pixel
 
     def _coding_order(self, height: int, width: int) -> _Order:
-        """Kept for the next picture of this size."""
-        if self._order is None or self._order[0] != (height, width):
-            self._order = (height, width), _Order.of(self.network, height, width, self.device)
-        return self._order[1]
+        """Kept for the next tiles of this size: a picture's have four sizes at most."""
+        order = self._orders.pop((height, width), None)
+        if order is None:
+            order = _Order.of(self.network, height, width, self.device)
+            if len(self._orders) >= _MAX_ORDERS:
+                del self._orders[next(iter(self._orders))]
+        self._orders[height, width] = order  # the latest is the last
+        return order
 
 
 class CudaEncodingPass:
     """An :class:`~pycodec.context.wave_network.EncodingPass` on a GPU: all layers but the last."""
 
     def __init__(
-        self, on_gpu: CudaWaveNetwork, symbols: NDArray[np.int32], side: list[NDArray[np.int8]]
+        self, on_gpu: CudaWaveNetwork, symbols: Tensor, side: list[NDArray[np.int8]]
     ) -> None:
-        self.network, self.symbols = on_gpu.network, symbols
-        self._on_gpu = on_gpu
-        self._symbols = torch.from_numpy(symbols).to(on_gpu.device)
-        self._tensors = [_channels_last(self._symbols.clamp(-128, 127).to(torch.int8))]
+        self.network = on_gpu.network
+        self._on_gpu, self._symbols = on_gpu, symbols
+        self._tensors = [_channels_last(symbols.clamp(-128, 127).to(torch.int8))]
         self._tensors += [_channels_last(torch.from_numpy(s).to(on_gpu.device)) for s in side]
         for layer in on_gpu._layers[:-1]:
             self._tensors.append(layer.run(self._tensors))
+
+    @functools.cached_property
+    def symbols(self) -> NDArray[np.int32]:
+        """[G, H, W], on the host."""
+        return self._symbols.cpu().numpy()
 
     def head_input(self, rows: Sequence[int]) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
         """As of :class:`~pycodec.context.wave_network.EncodingPass`."""
@@ -311,13 +331,16 @@ class CudaEncodingPass:
         self, network: WaveNetwork | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """As of :class:`~pycodec.context.wave_network.EncodingPass`."""
+        return tuple(tensor.cpu().numpy() for tensor in self.order_on_device(network))
+
+    def order_on_device(self, network: WaveNetwork | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`order`, queued; symbols and indexes stay on the device."""
         on_gpu = self._on_gpu
         if network is not None and network is not self.network:
             on_gpu = on_gpu.with_head(network)
         indexes = on_gpu._layers[-1].run(self._tensors)[0].permute(2, 0, 1).reshape(-1)
-        permutation = on_gpu._coding_order(*self.symbols.shape[1:]).permutation
-        ordered = self._symbols.view(-1)[permutation], indexes.view(torch.uint8)[permutation]
-        return tuple(t.cpu().numpy() for t in ordered)
+        permutation = on_gpu._coding_order(*self._symbols.shape[1:]).permutation
+        return self._symbols.reshape(-1)[permutation], indexes.view(torch.uint8)[permutation]
 
 
 @dataclass(frozen=True)

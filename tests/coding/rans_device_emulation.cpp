@@ -29,7 +29,7 @@ void decode(const RansDecodeArguments& a) {
 template <class Index>
 void encode(const RansEncodeArguments& a) {
   for (std::int64_t i = 0; i < a.num_substreams; ++i) {
-    if (rans::lanes_per_thread(a.lanes) == 2) {
+    if (rans::lanes_per_thread(a.most_lanes) == 2) {
       encode_substream<HostWarp, 2, Index>(a, i);
     } else {
       encode_substream<HostWarp, 1, Index>(a, i);

@@ -5,14 +5,9 @@ The emulation is the kernels' own source, compiled for the host (``rans_device_e
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,31 +17,16 @@ from pycodec.coding import rans, rans_cuda
 from pycodec.coding.tables import TableSet, quantize_pmf
 from pycodec.errors import CorruptStreamError, InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..emulation import build
+
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 ALL_LANES = [1, 2, 4, 8, 16, 32, 64]
 
 
 @pytest.fixture(scope="module")
 def emulation(tmp_path_factory):
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    library = tmp_path_factory.mktemp("emulation") / "rans_device_emulation.so"
-    includes = (ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"])
-    sources = (
-        ROOT / "csrc/bindings/cuda_rans.cpp",
-        Path(__file__).with_name("rans_device_emulation.cpp"),
-    )
-    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-    subprocess.run(
-        [compiler, *flags, *(f"-I{i}" for i in includes), *map(str, sources), "-o", str(library)],
-        check=True,
-    )
-    spec = importlib.util.spec_from_file_location("rans_device_emulation", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    source = Path(__file__).with_name("rans_device_emulation.cpp")
+    return build(source, "cuda_rans.cpp", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.fixture(scope="module", params=["host", "host, threads backwards", "gpu"])
@@ -344,6 +324,31 @@ def test_streams_at_odd_addresses(device):
     shifted = to(device, np.frombuffer(b"\0" + data, np.uint8))[1:]
     decoded = rans_cuda.SubstreamDecoder(shifted, tables).decode(to(device, indexes))
     np.testing.assert_array_equal(decoded.cpu().numpy(), symbols)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    precision=st.integers(1, 16),
+    of_bits=st.booleans(),
+    count=st.integers(0, 1500),
+    lanes=st.lists(st.sampled_from(ALL_LANES), min_size=1, max_size=6),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+)
+@settings(max_examples=50)
+def test_streams_of_their_own(device, seed, precision, of_bits, count, lanes, dtype):
+    rng = np.random.default_rng(seed)
+    tables = (tables_of_bits if of_bits else random_tables)(rng, precision)
+    symbols, indexes = random_symbols(rng, tables, count, dtype)
+    counts = random_counts(rng, count, len(lanes))
+    ends = np.cumsum(counts)[:-1]
+    parts = zip(np.split(symbols, ends), np.split(indexes, ends), lanes, strict=True)
+    expected = [rans.encode(s, i, tables, lanes=n) for s, i, n in parts]
+    both = to(device, symbols), to(device, indexes)
+    assert rans_cuda.encode_streams(*both, tables, counts=counts, lanes=lanes) == expected
+    with pytest.raises(InputError, match="lanes of"):
+        rans_cuda.encode_streams(*both, tables, counts=counts, lanes=[*lanes, 1])
+    with pytest.raises(InputError, match="lanes must be"):
+        rans_cuda.encode_streams(*both, tables, counts=counts, lanes=[*lanes[1:], 5])
 
 
 def test_tables_are_uploaded_once(device):

@@ -45,7 +45,9 @@ def emulations(tmp_path_factory):
     folder = tmp_path_factory.mktemp("emulation")
     convolutions = HERE.parent / "ops" / "trimmed_conv2d_emulation.cpp"
     waves = HERE / "wave_network_emulation.cpp"
+    coder = HERE.parent / "coding" / "rans_device_emulation.cpp"
     return (
+        build(coder, "cuda_rans.cpp", folder),
         build(waves, "cuda_wave_network.cpp", folder),
         build(convolutions, "cuda_trimmed_conv2d.cpp", folder),
     )
@@ -62,10 +64,11 @@ def device(request):
     emulations = request.getfixturevalue("emulations")
     for emulation in emulations:
         emulation.set_backwards(request.param == "host, threads backwards")
-    waves, convolutions = emulations
+    coder, waves, convolutions = emulations
 
     def launch(name, device, **arguments):
-        getattr(waves, name)(**arguments, stream=0)
+        module = coder if name.startswith("rans_") else waves
+        getattr(module, name)(**arguments, stream=0)
 
     def convolve(name, device, **arguments):
         getattr(convolutions, name)(**arguments, stream=0)
@@ -175,6 +178,25 @@ class TestOnEveryDevice:
         decoded = on_gpu.decompress(coded.streams, 30, 24, gray=False)
         np.testing.assert_array_equal(decoded, pixels)
 
+    @pytest.mark.parametrize("lanes", [None, 64])
+    def test_tiles_are_coded_side_by_side(self, device, lanes, monkeypatch):
+        on_cpu = lossless.load_lossless_model(WEIGHTS / "tcae-fast")
+        on_gpu = lossless.load_lossless_model(WEIGHTS / "tcae-fast", device="cpu")
+        on_gpu.gray = CudaWaveNetwork(on_cpu.gray, device[0])
+        rows, columns = np.indices((70, 150))
+        pixels = ((rows * columns) // 40 % 256).astype(np.uint8)  # six tiles of four sizes
+        options = {"tile_log2": 6, "lanes": lanes, "code_length": True}
+        expected = on_cpu.compress(pixels, **options)
+        assert len(expected.streams) == 6
+        for most in (1 << 26, 1 << 15):  # all at once, and two tiles at a time
+            monkeypatch.setattr(lossless, "_MOST_WAITING", most)
+            coded = on_gpu.compress(pixels, **options)
+            assert coded.streams == expected.streams
+            assert coded.code_length_bits == pytest.approx(expected.code_length_bits)
+            assert coded.num_symbols == pixels.size * 8
+        with pytest.raises(InputError, match="lanes"):
+            on_gpu.compress(pixels, tile_log2=6, lanes=48)
+
     @given(
         seed=st.integers(0, 2**32 - 1),
         order=st.sampled_from([*sorted(ORDERS), *FEW_WAVES, "checkerboard"]),
@@ -272,6 +294,10 @@ class TestOnEveryDevice:
         for symbols in (np.zeros((2, 4, 4), np.int32), np.zeros((3, 4, 4), np.int64), np.zeros(3)):
             with pytest.raises(InputError, match="symbols"):
                 on_gpu.encode(symbols, TABLES)
+            with pytest.raises(InputError, match="symbols"):
+                on_gpu.begin(torch.from_numpy(symbols).to(device[0]))
+        with pytest.raises(InputError, match="symbols must be on"):
+            on_gpu.begin(torch.zeros((3, 4, 4), dtype=torch.int32, device="meta"))
         with pytest.raises(InputError, match="pixels"):
             on_gpu.decode(b"", TABLES, -1, 4)
         for launch in (Launch(threads=48), Launch(threads=1024), Launch(threads=0)):
