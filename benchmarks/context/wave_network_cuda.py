@@ -32,13 +32,13 @@ from wave_network import ORDERS, TABLES, kmac_per_pixel, make_layers, steps_of
 
 from pycodec.coding import rans_cuda
 from pycodec.context.wave_network import WaveNetwork
-from pycodec.context.wave_network_cuda import CudaWaveNetwork, Launch, _resident_blocks
+from pycodec.context.wave_network_cuda import CudaWaveNetwork, Launch
 from pycodec.models.lossless_network import PLANES, SIZES
 from pycodec.ops.backends import cuda_kernels
 
 LAUNCHES = [
     Launch(threads=threads, blocks_per_multiprocessor=blocks)
-    for threads, blocks in ((128, 1), (256, 1), (512, 1), (256, 2))
+    for threads, blocks in ((64, 1), (128, 1), (128, 2), (256, 1))
 ] + [Launch(persistent=False, threads=threads) for threads in (128, 256)]
 LANES = 64
 WARM_UP = 2  # runs that do not count
@@ -131,7 +131,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
         )
         blocks, barrier, share = 0, None, None
         if launch.persistent:
-            blocks = _resident_blocks(on_gpu.device, LANES, launch)
+            blocks, _ = on_gpu.grid(launch, LANES)
             barrier = barrier_seconds(blocks, launch.threads, repeats)
             share = barrier * waves * (len(on_gpu.stages) + 1) / seconds
         yield Result(

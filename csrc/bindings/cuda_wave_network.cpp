@@ -61,8 +61,10 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
   return a;
 }
 
-void decode(const py::dict& arguments, int blocks, int threads, std::uintptr_t stream) {
-  pycodec::cuda::wave_decode(arguments_of(arguments), blocks, threads, pointer<void>(stream));
+void decode(const py::dict& arguments, int blocks, int threads, int staged_bytes,
+            std::uintptr_t stream) {
+  pycodec::cuda::wave_decode(arguments_of(arguments), blocks, threads, staged_bytes,
+                             pointer<void>(stream));
 }
 
 void decode_graph(const py::dict& arguments, int threads, std::uintptr_t stream) {
@@ -79,12 +81,12 @@ void barriers(std::int64_t count, int blocks, int threads, std::uintptr_t stream
 
 void bind_cuda_wave_network(py::module_& m) {
   m.def("wave_decode", &decode, py::arg("arguments"), py::kw_only(), py::arg("blocks"),
-        py::arg("threads"), py::arg("stream"),
+        py::arg("threads"), py::arg("staged_bytes"), py::arg("stream"),
         "All waves in one kernel; csrc/cuda/wave_network.hpp describes the arguments.");
   m.def("wave_decode_graph", &decode_graph, py::arg("arguments"), py::kw_only(), py::arg("threads"),
         py::arg("stream"), "The same by launches that a CUDA graph repeats for every wave.");
   m.def("wave_decode_blocks", &pycodec::cuda::wave_decode_blocks, py::arg("lanes"),
-        py::arg("threads"), py::arg("blocks_per_multiprocessor"),
+        py::arg("threads"), py::arg("blocks_per_multiprocessor"), py::arg("staged_bytes"),
         "How many blocks of wave_decode the current device holds.");
   m.def("wave_barriers", &barriers, py::kw_only(), py::arg("count"), py::arg("blocks"),
         py::arg("threads"), py::arg("stream"), "Meetings of all blocks, for benchmarks.");

@@ -14,7 +14,7 @@
 namespace pycodec::cuda {
 namespace {
 
-constexpr int kMaxThreads = 512;  // of a block
+constexpr int kMaxThreads = 256;  // of a block: more would have too few registers each
 
 struct DeviceGrid {
   using Warp = rans::DeviceWarp;
@@ -28,12 +28,17 @@ struct DeviceGrid {
     return static_cast<int>(blockDim.x / rans::kWarpThreads);
   }
   __device__ void sync() const { cooperative_groups::this_grid().sync(); }
+  __device__ void sync_block() const { __syncthreads(); }
+  __device__ std::uint8_t* shared() const {
+    extern __shared__ WaveWeights memory[];
+    return reinterpret_cast<std::uint8_t*>(memory);
+  }
 };
 
-template <int kLanesPerThread>
+template <int kLanesPerThread, bool kStaged>
 __global__ void __launch_bounds__(kMaxThreads, 1) waves_kernel(WaveDecodeArguments a) {
   DeviceGrid grid;
-  decode_waves<kLanesPerThread>(grid, a);
+  decode_waves<kLanesPerThread, kStaged>(grid, a);
 }
 
 __global__ void __launch_bounds__(kMaxThreads, 1) stage_kernel(WaveDecodeArguments a, int stage) {
@@ -56,25 +61,37 @@ void check(cudaError_t status) {
   }
 }
 
-auto* waves_kernel_for(int lanes) {
-  return rans::lanes_per_thread(lanes) == 2 ? waves_kernel<2> : waves_kernel<1>;
+auto* waves_kernel_for(int lanes, bool is_staged) {
+  if (rans::lanes_per_thread(lanes) == 2)
+    return is_staged ? waves_kernel<2, true> : waves_kernel<2, false>;
+  return is_staged ? waves_kernel<1, true> : waves_kernel<1, false>;
 }
 
 template <class... Arguments>
-void launch_cooperative(void (*kernel)(Arguments...), int blocks, int threads, void* stream,
-                        Arguments... arguments) {
+void launch_cooperative(void (*kernel)(Arguments...), int blocks, int threads, int shared_bytes,
+                        void* stream, Arguments... arguments) {
   void* pointers[] = {&arguments...};
   check(cudaLaunchCooperativeKernel(
       reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-      dim3(static_cast<unsigned>(threads)), pointers, 0, static_cast<cudaStream_t>(stream)));
+      dim3(static_cast<unsigned>(threads)), pointers, static_cast<std::size_t>(shared_bytes),
+      static_cast<cudaStream_t>(stream)));
 }
 
-int multiprocessors() {
+int attribute(cudaDeviceAttr name) {
   int device = 0;
-  int count = 0;
+  int value = 0;
   check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+  check(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+// Lets a kernel have more memory of a block than is usual.
+template <class... Arguments>
+void allow_shared(void (*kernel)(Arguments...), int bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 // One wave, captured from `stream`.
@@ -146,15 +163,21 @@ class SideStream {
 
 }  // namespace
 
-int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor) {
+int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor, int staged_bytes) {
+  if (staged_bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return 0;
+  auto* const kernel = waves_kernel_for(lanes, staged_bytes > 0);
+  allow_shared(kernel, staged_bytes);
   int resident = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, waves_kernel_for(lanes), threads,
-                                                      0));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads,
+                                                      static_cast<std::size_t>(staged_bytes)));
   return std::min(resident, blocks_per_multiprocessor) * multiprocessors();
 }
 
-void wave_decode(const WaveDecodeArguments& a, int blocks, int threads, void* stream) {
-  launch_cooperative(waves_kernel_for(a.lanes), blocks, threads, stream, a);
+void wave_decode(const WaveDecodeArguments& a, int blocks, int threads, int staged_bytes,
+                 void* stream) {
+  auto* const kernel = waves_kernel_for(a.lanes, staged_bytes > 0);
+  allow_shared(kernel, staged_bytes);
+  launch_cooperative(kernel, blocks, threads, staged_bytes, stream, a);
 }
 
 void wave_decode_graph(const WaveDecodeArguments& a, int threads, void* stream) {
@@ -168,7 +191,7 @@ void wave_decode_graph(const WaveDecodeArguments& a, int threads, void* stream) 
 }
 
 void wave_barriers(std::int64_t count, int blocks, int threads, void* stream) {
-  launch_cooperative(barriers_kernel, blocks, threads, stream, count);
+  launch_cooperative(barriers_kernel, blocks, threads, 0, stream, count);
 }
 
 }  // namespace pycodec::cuda

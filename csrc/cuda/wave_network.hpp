@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/int8.hpp"
 #include "rans/device.hpp"
 
 namespace pycodec::cuda {
@@ -12,6 +13,9 @@ namespace pycodec::cuda {
 // Output channels that a warp computes at once, and positions.
 constexpr int kWaveChannels = 8;
 constexpr int kWavePositions = 4;
+// What a group sees comes in so many words of four channels: two for each of the threads that share
+// a position.
+constexpr int kWaveWords = 16;
 
 // All pointers are to device memory. Python writes these structs as rows of int64, so every member
 // has 8 bytes.
@@ -24,10 +28,12 @@ struct WaveCudaLayer {
   std::int8_t* output;          // null for the last layer, which makes the table indexes
   std::int64_t input_bytes, residual_bytes, output_bytes;  // of a pixel
   // What output group g sees: words (four input channels at a tap) word_begin[g] to
-  // word_begin[g + 1] - 1, and how many bytes from the position's own pixel each is.
+  // word_begin[g + 1] - 1, and how many bytes from the position's own pixel each is. Words without
+  // weights make their number a multiple of kWaveWords.
   const std::int64_t* word_begin;  // [groups + 1]
   const std::int32_t* offsets;
-  // [group][chunk of kWaveChannels][word of the group][output channel][4]; 16-byte aligned
+  // [group][chunk of kWaveChannels][word of the group / 8][half of the chunk][word %
+  // 8][channel][4], so that what eight threads load at once is in one piece; 16-byte aligned
   const std::int8_t* weights;
   const std::int32_t* bias;  // [groups][out_width], and the next two likewise
   const std::int32_t* multiplier;
@@ -36,6 +42,38 @@ struct WaveCudaLayer {
   const std::uint8_t* active;
   std::int64_t out_width, residual_multiplier, shift, lower, upper;
 };
+
+struct alignas(16) WaveWeights {
+  std::uint32_t words[4];
+};
+
+// What a WaveCudaLayer has for one group. The block's own memory holds these structs, then for each
+// layer weights, offsets, bias and the two multipliers, each from a multiple of 16 bytes on.
+struct WaveGroupLayer {
+  const std::int8_t* input;
+  const std::int8_t* residual;  // this, the output and all below are those of the group's channels
+  std::int8_t* output;
+  const std::uint8_t* active;
+  const std::int32_t* offsets;
+  const WaveWeights* weights;
+  const std::int32_t* bias;
+  const std::int32_t* multiplier;
+  const std::int32_t* negative_multiplier;
+  std::int64_t input_bytes, residual_bytes, output_bytes;
+  std::int32_t words, out_width;
+  Requantization requantization;
+  std::int64_t unused = 0;
+};
+
+static_assert(sizeof(WaveGroupLayer) == 128);  // pycodec/context/wave_network_cuda.py knows it
+
+PYCODEC_HOST_DEVICE constexpr int wave_chunks(int out_width) {
+  return (out_width + kWaveChannels - 1) / kWaveChannels;
+}
+
+PYCODEC_HOST_DEVICE constexpr std::int64_t wave_staged_bytes(std::int64_t bytes) {
+  return (bytes + 15) / 16 * 16;
+}
 
 // The symbols lie in the order of coding: wave by wave (empty ones left out), in a wave group by
 // group. A place is group << 54 | row << 27 | column.
@@ -72,16 +110,18 @@ struct WaveDecodeArguments {
   WaveCudaState* state;
 };
 
-// How many blocks of `threads` threads (a multiple of 32) can run at once on the current device,
-// at most `blocks_per_multiprocessor` on each of its multiprocessors.
-int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor);
+// How many blocks of `threads` threads (a multiple of 32) with `staged_bytes` of memory can run at
+// once on the current device, at most `blocks_per_multiprocessor` on each of its multiprocessors.
+int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor, int staged_bytes);
 
 // Each queues its work on `stream` (a cudaStream_t) of the current device. Throws
 // std::runtime_error where a kernel cannot be launched.
 
 // All waves in one kernel, for which it does not wait: a cooperative launch, its blocks meet after
-// each stage and each draw.
-void wave_decode(const WaveDecodeArguments& arguments, int blocks, int threads, void* stream);
+// each stage and each draw. `staged_bytes` hold what the layers have for any one group, see
+// WaveGroupLayer, if there are as many blocks as groups; 0: it is read where it is.
+void wave_decode(const WaveDecodeArguments& arguments, int blocks, int threads, int staged_bytes,
+                 void* stream);
 
 // The same by a launch a stage and one for the draw, captured once as a CUDA graph of one wave that
 // is launched for every wave. Waits for its end.

@@ -27,6 +27,9 @@ from pycodec.ops.backends import check_backend, cuda_kernels
 
 _CHANNELS = 8  # kWaveChannels in csrc/cuda/wave_network.hpp
 _WORD = 4  # input channels to a multiplication of dot products
+_SLICES, _WORDS = 8, 16  # threads that share a position's words; kWaveWords
+_GROUP_LAYER_BYTES = 128  # sizeof(WaveGroupLayer)
+_MAX_THREADS = 256  # kMaxThreads in csrc/cuda/wave_network.cu
 _HEADER_BYTES, _STATE_BYTES, _WORD_BYTES = 1, 4, 2  # of rANS streams, csrc/rans/rans.hpp
 _SIDE_BITS = 27  # kWaveSideBits
 _NO_TABLE, _STATE_TOO_SMALL = 7, 4  # enum class Failure in csrc/rans/device.hpp
@@ -39,7 +42,7 @@ class Launch:
 
     Attributes:
         persistent: one kernel for all waves, or a CUDA graph that is launched for each.
-        threads: of a block, a multiple of 32 up to 512.
+        threads: of a block, a multiple of 32 up to 256.
         blocks_per_multiprocessor: of the persistent kernel, at most. Fewer meet sooner.
     """
 
@@ -203,8 +206,10 @@ class CudaWaveNetwork:
             raise InputError(f"a picture cannot have {height} x {width} pixels")
         if max(height, width) >= 1 << _SIDE_BITS:
             raise InputError(f"{height} x {width} pixels are too many for a GPU")
-        if launch.threads % 32 or not 32 <= launch.threads <= 512:
-            raise InputError(f"threads must be a multiple of 32 up to 512, not {launch.threads}")
+        if launch.threads % 32 or not 32 <= launch.threads <= _MAX_THREADS:
+            raise InputError(
+                f"threads must be a multiple of 32 up to {_MAX_THREADS}, not {launch.threads}"
+            )
         if launch.blocks_per_multiprocessor < 1:
             raise InputError("a multiprocessor needs a block at least")
         side = network._checked(side, height, width)
@@ -249,7 +254,7 @@ class CudaWaveNetwork:
         }
         options = {"threads": launch.threads}
         if launch.persistent:
-            options["blocks"] = _resident_blocks(device, lanes, launch)
+            options["blocks"], options["staged_bytes"] = self.grid(launch, lanes)
             rans_cuda._launch("wave_decode", device, arguments=arguments, **options)
         else:
             rans_cuda._launch("wave_decode_graph", device, arguments=arguments, **options)
@@ -258,6 +263,17 @@ class CudaWaveNetwork:
         # What the kernel reads may be freed here: its memory is used again on the same stream only.
         shaped = symbols.view(network.groups, height, width)
         return Pending(order, shaped, state, indexes, lanes, tables)
+
+    def grid(self, launch: Launch, lanes: int) -> tuple[int, int]:
+        """Blocks of the persistent kernel, and bytes of the weights that each keeps in its memory;
+        0 if they do not fit, or there are fewer blocks than groups."""
+        waves = [self._layers[n] for stage in self.stages for n in stage]
+        staged = max(map(sum, zip(*(layer._staged_bytes for layer in waves), strict=True)))
+        blocks = _resident_blocks(self.device, lanes, launch, staged)
+        if blocks < self.network.groups:
+            staged = 0
+            blocks = _resident_blocks(self.device, lanes, launch, staged)
+        return blocks, staged
 
     def _frames(self, side: Sequence[NDArray[np.int8]], height: int, width: int) -> list[Tensor]:
         """All tensors but the last with their borders, those that are known filled in."""
@@ -390,12 +406,16 @@ class _DeviceLayer:
         packed, taps_of_words, numbers = [], [], []
         for group in range(groups):
             taps, number = np.nonzero(seen[group])
-            of_group = np.zeros((chunks * _CHANNELS, len(taps), _WORD), np.int8)
-            of_group[: layer.out_width] = weight[group][:, taps, number]
-            by_chunk = of_group.reshape(chunks, _CHANNELS, len(taps), _WORD)
-            packed.append(by_chunk.transpose(0, 2, 1, 3).reshape(-1))
-            taps_of_words.append(taps)
-            numbers.append(number)
+            count = _round_up(len(taps), _WORDS)
+            of_group = np.zeros((chunks * _CHANNELS, count, _WORD), np.int8)
+            of_group[: layer.out_width, : len(taps)] = weight[group][:, taps, number]
+            halves = chunks, 2, _CHANNELS // 2, count // _SLICES, _SLICES, _WORD
+            packed.append(of_group.reshape(halves).transpose(0, 3, 1, 4, 2, 5).reshape(-1))
+            # What is added sees the position's own pixel, with weights of zero.
+            surplus = (0, count - len(taps))
+            taps_of_words.append(np.pad(taps, surplus, constant_values=radius * kernel + radius))
+            numbers.append(np.pad(number, surplus))
+        self._staged_bytes = [self._bytes_of(len(number), chunks) for number in numbers]
         taps = np.concatenate(taps_of_words)
         self._rows, self._columns = taps // kernel - radius, taps % kernel - radius
         self._numbers = np.concatenate(numbers)
@@ -408,6 +428,11 @@ class _DeviceLayer:
         self._active = rans_cuda._upload(active, device)
         self._mask = torch.from_numpy(layer.mask).to(device).contiguous()
         self._weight = rans_cuda._upload(layer.weight, device)
+
+    def _bytes_of(self, words: int, chunks: int) -> int:
+        """What a block keeps of the layer for a group, see WaveGroupLayer."""
+        parts = words * chunks * _CHANNELS * _WORD, 4 * words, *[4 * self.layer.out_width] * 3
+        return _GROUP_LAYER_BYTES + sum(_round_up(part, 16) for part in parts)
 
     def run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor]) -> Tensor:
         """The layer over a whole picture, [1, H, W, C]; int8, or uint8 for a last layer's range."""
@@ -484,9 +509,9 @@ def _channels_last(planes: Tensor) -> Tensor:
     return planes.permute(1, 2, 0)[None].contiguous()
 
 
-def _resident_blocks(device: torch.device, lanes: int, launch: Launch) -> int:
+def _resident_blocks(device: torch.device, lanes: int, launch: Launch, staged_bytes: int) -> int:
     check_backend("cuda")
     with torch.cuda.device(device):
         return cuda_kernels().wave_decode_blocks(
-            lanes, launch.threads, launch.blocks_per_multiprocessor
+            lanes, launch.threads, launch.blocks_per_multiprocessor, staged_bytes
         )

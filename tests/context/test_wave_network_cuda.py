@@ -73,8 +73,8 @@ def device(request):
     def convolve(name, device, **arguments):
         getattr(convolutions, name)(**arguments, stream=0)
 
-    def resident_blocks(device, lanes, launch):
-        return waves.wave_decode_blocks(lanes, launch.threads, 1)
+    def resident_blocks(device, lanes, launch, staged_bytes):
+        return waves.wave_decode_blocks(lanes, launch.threads, 1, staged_bytes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rans_cuda, "_launch", launch)
@@ -300,7 +300,7 @@ class TestOnEveryDevice:
             on_gpu.begin(torch.zeros((3, 4, 4), dtype=torch.int32, device="meta"))
         with pytest.raises(InputError, match="pixels"):
             on_gpu.decode(b"", TABLES, -1, 4)
-        for launch in (Launch(threads=48), Launch(threads=1024), Launch(threads=0)):
+        for launch in (Launch(threads=48), Launch(threads=512), Launch(threads=0)):
             with pytest.raises(InputError, match="threads"):
                 on_gpu.decode(b"", TABLES, 4, 4, launch=launch)
         with pytest.raises(InputError, match="multiprocessor"):

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -49,34 +52,66 @@ struct HostGrid {
   using Warp = HostWarp;
 
   int block_, blocks_, warp_, warps_;
-  Barrier* barrier;
+  Barrier *barrier, *block_barrier;
+  WaveWeights* memory;  // of the block
 
   int block() const { return block_; }
   int blocks() const { return blocks_; }
   int warp_of_block() const { return warp_; }
   int warps_of_block() const { return warps_; }
   void sync() { barrier->wait(); }
+  void sync_block() { block_barrier->wait(); }
+  std::uint8_t* shared() { return reinterpret_cast<std::uint8_t*>(memory); }
 };
 
 }  // namespace
 
-int wave_decode_blocks(int, int, int) { return resident_blocks; }
+int wave_decode_blocks(int, int, int, int) { return resident_blocks; }
 
-void wave_decode(const WaveDecodeArguments& a, int blocks, int threads, void*) {
+template <int kLanesPerThread>
+void decode(HostGrid& grid, const WaveDecodeArguments& a, bool is_staged) {
+  if (is_staged) {
+    decode_waves<kLanesPerThread, true>(grid, a);
+  } else {
+    decode_waves<kLanesPerThread, false>(grid, a);
+  }
+}
+
+void wave_decode(const WaveDecodeArguments& a, int blocks, int threads, int staged_bytes, void*) {
   const int warps = threads / static_cast<int>(rans::kWarpThreads);
   Barrier barrier(blocks * warps);
+  std::vector<std::unique_ptr<Barrier>> block_barriers;
+  const WaveWeights behind = {{1, 2, 3, 4}};
+  std::vector<std::vector<WaveWeights>> memories;
+  for (int block = 0; block < blocks; ++block) {
+    block_barriers.push_back(std::make_unique<Barrier>(warps));
+    memories.emplace_back(static_cast<std::size_t>(staged_bytes) / sizeof(WaveWeights));
+    memories.back().push_back(behind);
+  }
   std::vector<std::thread> team;
   for (int i = 0; i < blocks * warps; ++i) {
     team.emplace_back([&, i] {
-      HostGrid grid = {i / warps, blocks, i % warps, warps, &barrier};
+      const auto block = static_cast<std::size_t>(i / warps);
+      HostGrid grid = {i / warps,
+                       blocks,
+                       i % warps,
+                       warps,
+                       &barrier,
+                       block_barriers[block].get(),
+                       memories[block].data()};
       if (rans::lanes_per_thread(a.lanes) == 2) {
-        decode_waves<2>(grid, a);
+        decode<2>(grid, a, staged_bytes > 0);
       } else {
-        decode_waves<1>(grid, a);
+        decode<1>(grid, a, staged_bytes > 0);
       }
     });
   }
   for (std::thread& thread : team) thread.join();
+  for (const auto& memory : memories) {
+    if (!std::equal(memory.back().words, memory.back().words + 4, behind.words)) {
+      throw std::logic_error("a block has written beyond its memory");
+    }
+  }
 }
 
 // One warp after the other, in both directions.
@@ -87,8 +122,8 @@ void wave_decode_graph(const WaveDecodeArguments& a, int threads, void*) {
     for (int stage = 0; stage < a.num_stages; ++stage) {
       for (int n = 0; n < all; ++n) {
         const int i = HostWarp::backwards ? all - 1 - n : n;
-        decode_wave_stage(HostGrid{i / warps, resident_blocks, i % warps, warps, nullptr}, a,
-                          stage);
+        const HostGrid grid = {i / warps, resident_blocks, i % warps, warps, {}, {}, {}};
+        decode_wave_stage(grid, a, stage);
       }
     }
     if (rans::lanes_per_thread(a.lanes) == 2) {
