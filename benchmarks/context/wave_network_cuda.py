@@ -131,7 +131,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
         )
         blocks, barrier, share = 0, None, None
         if launch.persistent:
-            blocks, _ = on_gpu.grid(launch, LANES)
+            blocks, _ = on_gpu.grid(launch, LANES, TABLES)
             barrier = barrier_seconds(blocks, launch.threads, repeats)
             share = barrier * waves * (len(on_gpu.stages) + 1) / seconds
         yield Result(

@@ -42,6 +42,7 @@ WaveDecodeArguments arguments_of(const py::dict& d) {
   a.body_size = d["body_size"].cast<std::uint64_t>();
   a.lanes = d["lanes"].cast<int>();
   a.check_indexes = d["check_indexes"].cast<bool>();
+  a.stages_tables = d["stages_tables"].cast<bool>();
   a.layers = pointer<const pycodec::cuda::WaveCudaLayer>(address("layers"));
   a.stages = pointer<const std::int32_t>(address("stages"));
   a.num_stages = d["num_stages"].cast<int>();

@@ -48,7 +48,8 @@ struct alignas(16) WaveWeights {
 };
 
 // What a WaveCudaLayer has for one group. The block's own memory holds these structs, then for each
-// layer weights, offsets, bias and the two multipliers, each from a multiple of 16 bytes on.
+// layer weights, offsets, bias and the two multipliers, each from a multiple of 16 bytes on, and at
+// the end the tables, if they are of two values each.
 struct WaveGroupLayer {
   const std::int8_t* input;
   const std::int8_t* residual;  // this, the output and all below are those of the group's channels
@@ -92,6 +93,7 @@ struct WaveDecodeArguments {
   std::uint64_t body_size;
   int lanes;
   bool check_indexes;  // there may be indexes without a table
+  bool stages_tables;  // where the weights are in the blocks' memory: the tables too, of two values
   const WaveCudaLayer* layers;
   // Stage s has layers stages[s] to stages[s + 1] - 1, which need of each other only what is at the
   // same place and in the same group; those of a stage of several are at most kWaveChannels wide.

@@ -119,10 +119,10 @@ PYCODEC_DEVICE const T* stage(const Grid& grid, std::uint8_t*& memory, const T* 
   return to;
 }
 
-// All layers for a group.
+// All layers for a group; and the tables, if they are to be there.
 template <class Grid>
 PYCODEC_DEVICE const WaveGroupLayer* stage_group(Grid& grid, const WaveDecodeArguments& a,
-                                                 int group) {
+                                                 int group, rans::DeviceTables& tables) {
   auto* const layers = reinterpret_cast<WaveGroupLayer*>(grid.shared());
   const std::int32_t count = a.stages[a.num_stages];
   std::uint8_t* memory = grid.shared() + count * sizeof(WaveGroupLayer);
@@ -137,6 +137,16 @@ PYCODEC_DEVICE const WaveGroupLayer* stage_group(Grid& grid, const WaveDecodeArg
     Grid::Warp::each([&](unsigned t) {
       if (grid.warp_of_block() == 0 && t == 0) layers[l] = layer;
     });
+  }
+  if (a.stages_tables) {
+    auto* const to = reinterpret_cast<rans::TableOfTwo*>(memory);
+    Grid::Warp::each([&](unsigned t) {
+      if (grid.warp_of_block() != 0) return;
+      for (std::uint32_t i = t; i < tables.num_tables; i += rans::kWarpThreads) {
+        to[i] = rans::load_table_of_two(tables, i);
+      }
+    });
+    tables.of_two = to;
   }
   grid.sync_block();
   return layers;
@@ -402,9 +412,10 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   constexpr int kWavesToLook = 32;
   const WaveSeat seat = wave_seat(grid, a.groups);
   const WaveGroupLayer* staged = nullptr;
-  if constexpr (kStaged) staged = stage_group(grid, a, seat.first_group);
+  rans::DeviceTables tables = a.tables;
+  if constexpr (kStaged) staged = stage_group(grid, a, seat.first_group, tables);
   const bool draws = grid.block() == 0 && grid.warp_of_block() == 0;
-  rans::WarpDecoder<Warp, kLanesPerThread> decoder(a.tables, a.lanes);
+  rans::WarpDecoder<Warp, kLanesPerThread> decoder(tables, a.lanes);
   std::uint64_t report = 0;
   if (draws) {
     report = decoder.start(a.body, a.body_size);

@@ -29,6 +29,13 @@ struct alignas(16) DeviceTableInfo {
   std::uint32_t has_escape;
 };
 
+// What decoding takes of a table of two values without escape.
+struct alignas(16) TableOfTwo {
+  std::uint32_t entries[2];
+  std::int32_t first_value;
+  std::uint32_t unused;
+};
+
 // A table set in device memory, laid out as kernels.hpp says for a TableView. All is read through
 // the read-only data cache: the slots of 64 tables of 12 bits are 1 MiB, too much for shared
 // memory, and what would fit there stays in the first-level cache anyway.
@@ -43,6 +50,9 @@ struct DeviceTables {
   const std::uint16_t* ranks;
   const std::uint32_t* packed_slots;  // likewise; null where there are none
   std::int32_t packed_base;
+  // Copies of tables of two values that a block keeps in its own memory, where a meeting of blocks
+  // leaves them; or null.
+  const TableOfTwo* of_two = nullptr;
 };
 
 enum class Failure : std::uint32_t {
@@ -139,21 +149,26 @@ struct Popped {
   Kind kind;
 };
 
-// A symbol of a set that has no ranks. Nothing here depends on the thread but by selection, so that
-// the look-ups of a thread's lanes overlap.
-PYCODEC_HOST_DEVICE inline Popped pop_of_two(const DeviceTables& tables, std::uint32_t index,
-                                             std::uint32_t x) {
-  const bool has_table = index < tables.num_tables;
-  const std::uint32_t table = has_table ? index : 0;
+PYCODEC_HOST_DEVICE inline TableOfTwo load_table_of_two(const DeviceTables& tables,
+                                                        std::uint32_t table) {
   const EntryPair pair =
       load_constant_struct(reinterpret_cast<const EntryPair*>(tables.decode_entries) + table);
-  const std::int32_t first = load_constant(&tables.infos[table].first_value);
+  return {{pair.entries[0], pair.entries[1]}, load_constant(&tables.infos[table].first_value), 0};
+}
+
+// A symbol of a set that has no ranks; table_at(n) is table n of it. Nothing here depends on the
+// thread but by selection, so that the look-ups of a thread's lanes overlap.
+template <class TableAt>
+PYCODEC_HOST_DEVICE Popped pop_of_two(const DeviceTables& tables, const TableAt& table_at,
+                                      std::uint32_t index, std::uint32_t x) {
+  const bool has_table = index < tables.num_tables;
+  const TableOfTwo table = table_at(has_table ? index : 0);
   const std::uint32_t slot = x & low_bits(static_cast<unsigned>(tables.precision));
-  const std::uint32_t rank = slot >= (pair.entries[1] & 0xffff) ? 1 : 0;
-  const std::uint32_t entry = rank == 0 ? pair.entries[0] : pair.entries[1];
+  const std::uint32_t rank = slot >= (table.entries[1] & 0xffff) ? 1 : 0;
+  const std::uint32_t entry = rank == 0 ? table.entries[0] : table.entries[1];
   const std::uint32_t next =
       ((entry >> 16) + 1) * (x >> tables.precision) + slot - (entry & 0xffff);
-  return {has_table ? next : x, first + static_cast<std::int32_t>(rank),
+  return {has_table ? next : x, table.first_value + static_cast<std::int32_t>(rank),
           has_table ? Kind::kValue : Kind::kNoTable};
 }
 

@@ -169,9 +169,18 @@ class WarpDecoder {
         });
       }
       PerThread<Popped> popped[kLanesPerThread];
-      if (tables_.ranks == nullptr) {
-        pop(turn, fetched, popped,
-            [&](std::uint32_t index, std::uint32_t x) { return pop_of_two(tables_, index, x); });
+      if (tables_.of_two != nullptr) {
+        const auto table_at = [&](std::uint32_t table) { return tables_.of_two[table]; };
+        pop(turn, fetched, popped, [&](std::uint32_t index, std::uint32_t x) {
+          return pop_of_two(tables_, table_at, index, x);
+        });
+      } else if (tables_.ranks == nullptr) {
+        const auto table_at = [&](std::uint32_t table) {
+          return load_table_of_two(tables_, table);
+        };
+        pop(turn, fetched, popped, [&](std::uint32_t index, std::uint32_t x) {
+          return pop_of_two(tables_, table_at, index, x);
+        });
       } else {
         pop(turn, fetched, popped,
             [&](std::uint32_t index, std::uint32_t x) { return pop_by_slot(tables_, index, x); });

@@ -30,6 +30,8 @@ _MAX_WORDS_PER_ESCAPE = 6
 _PACKED_BITS, _PACKED_VALUES, _MAX_PACKED_SLOTS = 12, 255, 1 << 22
 _UNPACKED = 0xFF << 24
 
+_RANKS = 5  # of DeviceTables in csrc/rans/device.hpp
+
 # enum class Failure in csrc/rans/device.hpp
 _NO_TABLE, _NOT_COVERED, _OUT_OF_SPACE = 7, 8, 9
 _STATE_TOO_SMALL = 4
@@ -601,6 +603,11 @@ class _DeviceTables:
 
     addresses: tuple[int, ...]
     tensors: tuple[Tensor, ...]  # what the addresses point to
+
+    @property
+    def are_of_two(self) -> bool:
+        """Whether there are no ranks, which tables of two values do without."""
+        return self.addresses[_RANKS] == 0
 
 
 _uploaded: weakref.WeakKeyDictionary[TableSet, dict[torch.device, _DeviceTables]] = (

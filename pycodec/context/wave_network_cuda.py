@@ -28,7 +28,8 @@ from pycodec.ops.backends import check_backend, cuda_kernels
 _CHANNELS = 8  # kWaveChannels in csrc/cuda/wave_network.hpp
 _WORD = 4  # input channels to a multiplication of dot products
 _SLICES, _WORDS = 8, 16  # threads that share a position's words; kWaveWords
-_GROUP_LAYER_BYTES = 128  # sizeof(WaveGroupLayer)
+_GROUP_LAYER_BYTES, _TABLE_BYTES = 128, 16  # sizeof(WaveGroupLayer), sizeof(TableOfTwo)
+_MOST_STAGED_TABLES = 256
 _MAX_THREADS = 256  # kMaxThreads in csrc/cuda/wave_network.cu
 _HEADER_BYTES, _STATE_BYTES, _WORD_BYTES = 1, 4, 2  # of rANS streams, csrc/rans/rans.hpp
 _SIDE_BITS = 27  # kWaveSideBits
@@ -235,6 +236,7 @@ class CudaWaveNetwork:
             "body_size": len(body),
             "lanes": lanes,
             "check_indexes": network.layers[-1].upper >= tables.num_tables,
+            "stages_tables": _stages(tables, device),
             "layers": layers.data_ptr(),
             "stages": stages.data_ptr(),
             "num_stages": len(self.stages),
@@ -254,7 +256,7 @@ class CudaWaveNetwork:
         }
         options = {"threads": launch.threads}
         if launch.persistent:
-            options["blocks"], options["staged_bytes"] = self.grid(launch, lanes)
+            options["blocks"], options["staged_bytes"] = self.grid(launch, lanes, tables)
             rans_cuda._launch("wave_decode", device, arguments=arguments, **options)
         else:
             rans_cuda._launch("wave_decode_graph", device, arguments=arguments, **options)
@@ -264,11 +266,13 @@ class CudaWaveNetwork:
         shaped = symbols.view(network.groups, height, width)
         return Pending(order, shaped, state, indexes, lanes, tables)
 
-    def grid(self, launch: Launch, lanes: int) -> tuple[int, int]:
-        """Blocks of the persistent kernel, and bytes of the weights that each keeps in its memory;
-        0 if they do not fit, or there are fewer blocks than groups."""
+    def grid(self, launch: Launch, lanes: int, tables: TableSet) -> tuple[int, int]:
+        """Blocks of the persistent kernel, and bytes of the weights and tables that each keeps in
+        its memory; 0 if they do not fit, or there are fewer blocks than groups."""
         waves = [self._layers[n] for stage in self.stages for n in stage]
         staged = max(map(sum, zip(*(layer._staged_bytes for layer in waves), strict=True)))
+        if _stages(tables, self.device):
+            staged += _TABLE_BYTES * tables.num_tables
         blocks = _resident_blocks(self.device, lanes, launch, staged)
         if blocks < self.network.groups:
             staged = 0
@@ -492,6 +496,12 @@ class _DeviceLayer:
             layer.lower,
             layer.upper,
         ]
+
+
+def _stages(tables: TableSet, device: torch.device) -> bool:
+    """Whether blocks that keep weights in their memory keep the tables there."""
+    of_two = rans_cuda._tables_on(tables, device).are_of_two
+    return of_two and tables.num_tables <= _MOST_STAGED_TABLES
 
 
 def _round_up(value: int, multiple: int) -> int:

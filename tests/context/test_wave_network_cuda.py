@@ -178,6 +178,24 @@ class TestOnEveryDevice:
         decoded = on_gpu.decompress(coded.streams, 30, 24, gray=False)
         np.testing.assert_array_equal(decoded, pixels)
 
+    @pytest.mark.parametrize("blocks", [7, 8])
+    def test_bits_of_a_trained_network(self, device, blocks):
+        """With a block for each plane, its weights and tables are in the blocks' memory."""
+        codec = lossless.load_lossless_model(WEIGHTS / "tcae-fast")
+        pixels = np.random.default_rng(1).integers(0, 60, (11, 17), np.uint8)
+        bits = lossless.to_bits(pixels).astype(np.int32)
+        device, set_blocks = device
+        set_blocks(blocks)
+        launch = Launch(threads=32)
+        on_gpu = CudaWaveNetwork(codec.gray, device)
+        if device.type == "cpu":
+            staged = on_gpu.grid(launch, 32, codec.tables)[1]
+            assert (staged > 16 * 256) == (blocks == 8)
+        for lanes in (4, 64):
+            stream = codec.gray.encode(bits, codec.tables, lanes=lanes)
+            decoded = on_gpu.decode(stream, codec.tables, 11, 17, launch=launch)
+            np.testing.assert_array_equal(decoded, bits)
+
     @pytest.mark.parametrize("lanes", [None, 64])
     def test_tiles_are_coded_side_by_side(self, device, lanes, monkeypatch):
         on_cpu = lossless.load_lossless_model(WEIGHTS / "tcae-fast")
