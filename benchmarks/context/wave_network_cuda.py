@@ -55,6 +55,7 @@ class Result:
     kmac_per_pixel: float  # after trimming
     waves: int
     layers: int
+    meetings: int  # of all blocks, in a wave
     method: str
     threads: int
     blocks: int  # of the persistent kernel
@@ -120,7 +121,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
     stream = on_gpu.encode(symbols, TABLES, lanes=LANES)
     encode = call_seconds(lambda: on_gpu.encode(symbols, TABLES, lanes=LANES), repeats)
     ordered = call_seconds(lambda: on_gpu.order(symbols), repeats)
-    waves = network.num_waves(height, width)
+    waves, meetings = network.num_waves(height, width), len(on_gpu.stages) + 1
     for launch in LAUNCHES:
         decoded = on_gpu.decode(stream, TABLES, height, width, launch=launch)
         if not np.array_equal(decoded, symbols):
@@ -133,7 +134,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
         if launch.persistent:
             blocks, _ = on_gpu.grid(launch, LANES, TABLES)
             barrier = barrier_seconds(blocks, launch.threads, repeats)
-            share = barrier * waves * (len(on_gpu.stages) + 1) / seconds
+            share = barrier * waves * meetings / seconds
         yield Result(
             torch.cuda.get_device_name(),
             name,
@@ -143,6 +144,7 @@ def measure(name: str, order: str, height: int, width: int, repeats: int) -> Ite
             kmac_per_pixel(layers),
             waves,
             len(layers),
+            meetings,
             "persistent" if launch.persistent else "graph",
             launch.threads,
             blocks,

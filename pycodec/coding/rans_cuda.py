@@ -114,10 +114,10 @@ def encode_streams(
     begin, size = encoded.place_bodies(0)
     data = torch.empty(size, dtype=torch.uint8, device=symbols.device)
     encoded.copy_to(data, begin)
-    bodies = np.split(data.cpu().numpy(), begin[1:])
+    bodies = data.cpu().numpy()
     return [
-        bytes([_header(n, tables.precision)]) + body.tobytes()
-        for n, body in zip(encoded.lanes.tolist(), bodies, strict=True)
+        bytes([_header(n, tables.precision)]) + bodies[first:end].tobytes()
+        for n, first, end in zip(encoded.lanes.tolist(), begin, [*begin[1:], size], strict=False)
     ]
 
 

@@ -351,6 +351,12 @@ def test_streams_of_their_own(device, seed, precision, of_bits, count, lanes, dt
         rans_cuda.encode_streams(*both, tables, counts=counts, lanes=[*lanes[1:], 5])
 
 
+def test_no_streams(device):
+    empty = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.int32, torch.uint8))
+    tables = TableSet.gaussian([1.0])
+    assert rans_cuda.encode_streams(*empty, tables, counts=[], lanes=[]) == []
+
+
 def test_tables_are_uploaded_once(device):
     tables = TableSet.gaussian([1.0, 2.0])
     assert rans_cuda._tables_on(tables, device) is rans_cuda._tables_on(tables, device)
