@@ -27,7 +27,7 @@ __device__ std::int64_t this_substream() {
 }
 
 template <int kLanesPerThread, class Index>
-__global__ void __launch_bounds__(rans::kWarpThreads* kMaxWarps)
+__global__ void __launch_bounds__(rans::kWarpThreads* kMaxWarps, 1)
     decode_kernel(RansDecodeArguments a) {
   const std::int64_t number = this_substream();
   if (number >= a.num_substreams) return;
