@@ -50,7 +50,7 @@ struct alignas(16) WaveWeights {
 // What a WaveCudaLayer has for one group. The block's own memory holds these structs, then for each
 // layer weights, offsets, bias and the two multipliers, each from a multiple of 16 bytes on, and at
 // the end the tables, if they are of two values each.
-struct WaveGroupLayer {
+struct alignas(16) WaveGroupLayer {
   const std::int8_t* input;
   const std::int8_t* residual;  // this, the output and all below are those of the group's channels
   std::int8_t* output;
@@ -63,7 +63,6 @@ struct WaveGroupLayer {
   std::int64_t input_bytes, residual_bytes, output_bytes;
   std::int32_t words, out_width;
   Requantization requantization;
-  std::int64_t unused = 0;
 };
 
 static_assert(sizeof(WaveGroupLayer) == 128);  // pycodec/context/wave_network_cuda.py knows it

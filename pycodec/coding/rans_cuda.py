@@ -575,8 +575,11 @@ def _find_device(device: torch.device | str | None) -> torch.device:
     found = torch.device(_DEVICE_TYPE if device is None else device)
     if found.type != _DEVICE_TYPE:
         raise InputError(f"device must be a GPU, not {found}")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("torch sees no GPU; pycodec.coding.rans decodes on the CPU")
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("torch sees no GPU; pycodec.coding.rans decodes on the CPU")
+        if found.index is None:  # tensors name theirs, and are compared with it
+            return torch.device("cuda", torch.cuda.current_device())
     return found
 
 

@@ -351,6 +351,15 @@ def test_streams_of_their_own(device, seed, precision, of_bits, count, lanes, dt
         rans_cuda.encode_streams(*both, tables, counts=counts, lanes=[*lanes[1:], 5])
 
 
+def test_a_gpu_has_a_number(monkeypatch):
+    monkeypatch.setattr(rans_cuda, "_DEVICE_TYPE", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert rans_cuda._find_device("cuda") == torch.device("cuda", 2)
+    assert rans_cuda._find_device(None) == torch.device("cuda", 2)
+    assert rans_cuda._find_device("cuda:1") == torch.device("cuda", 1)
+
+
 def test_no_streams(device):
     empty = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.int32, torch.uint8))
     tables = TableSet.gaussian([1.0])
