@@ -132,16 +132,19 @@ class _Encoded:
     scratch: Tensor
     words_per_symbol: int
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each body."""
+        return _STATE_BYTES * self.lanes + _WORD_BYTES * self.words
+
     def place_bodies(self, first: int) -> tuple[NDArray[np.int64], int]:
         """Where each begins if they lie one after the other from ``first`` on, and the end."""
-        sizes = _STATE_BYTES * self.lanes.astype(np.int64) + _WORD_BYTES * self.words
-        return first + np.cumsum(sizes) - sizes, first + int(sizes.sum())
+        return first + np.cumsum(self.sizes) - self.sizes, first + int(self.sizes.sum())
 
     def copy_to(self, data: Tensor, begin: NDArray[np.int64]) -> None:
         """Copy the bodies to their places; ``begin`` is even."""
         rows = self.rows.copy()
-        rows[:, 2] = begin
-        rows[:, 3] = _STATE_BYTES * self.lanes + _WORD_BYTES * self.words
+        rows[:, 2], rows[:, 3] = begin, self.sizes
         substreams, lanes = (_upload(array, data.device) for array in (rows, self.lanes))
         _launch(
             "rans_copy",

@@ -160,7 +160,7 @@ class LosslessCodec:
             adapt: mirror tiles that gain from it (:mod:`pycodec.models.mirroring`), and fit the
                 last layer to each (:mod:`pycodec.models.head_adaptation`).
             lanes: of each tile's rANS stream, a power of two up to 64; None: as many as cost
-                little. On a GPU, where a tile is a warp's work, 64 are coded twice as fast as 32.
+                little. On a GPU a tile is a warp's work, a turn of all lanes at a time.
 
         Raises:
             InputError: an argument is out of its range, or the model knows no colour.
@@ -188,7 +188,7 @@ class LosslessCodec:
                 parts: list[_Part] = []
                 for i, (network, side) in enumerate(self._networks(planes, len(planes))):
                     part = self._order(network, planes[i], side, count, coded, adapt)
-                    part.lanes = lanes or _lanes(planes[i].size)
+                    part.lanes = _lanes(planes[i].size) if lanes is None else lanes
                     parts.append(part)
                     waiting.append(part)
                     if sum(len(part.symbols) for part in waiting) >= self._most_waiting:

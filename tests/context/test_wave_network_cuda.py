@@ -212,8 +212,9 @@ class TestOnEveryDevice:
             assert coded.streams == expected.streams
             assert coded.code_length_bits == pytest.approx(expected.code_length_bits)
             assert coded.num_symbols == pixels.size * 8
-        with pytest.raises(InputError, match="lanes"):
-            on_gpu.compress(pixels, tile_log2=6, lanes=48)
+        for codec, wrong in ((on_gpu, 48), (on_gpu, 0), (on_cpu, 0)):
+            with pytest.raises(InputError, match="lanes"):
+                codec.compress(pixels, tile_log2=6, lanes=wrong)
 
     @given(
         seed=st.integers(0, 2**32 - 1),
