@@ -208,6 +208,7 @@ void bind_wave_network(py::module_& m) {
       .def(py::init(&make_network), py::arg("groups"), py::arg("side_widths"), py::arg("layers"),
            py::arg("steps"), py::arg("phase"))
       .def("num_waves", &WaveNetwork::num_waves, py::arg("height"), py::arg("width"))
+      .def("lines_in_memory", &WaveNetwork::lines_in_memory, py::arg("height"), py::arg("width"))
       .def_property_readonly("wave_stages", &WaveNetwork::wave_stages)
       .def("encode", &encode, py::arg("symbols"), py::arg("side"), py::arg("threads"))
       .def("decode", &decode, py::arg("data"), py::arg("tables"), py::arg("side"),

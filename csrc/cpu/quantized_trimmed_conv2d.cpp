@@ -164,20 +164,22 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
   }
 }
 
-TrimmedConv::Places TrimmedConv::places(const Group& group, std::int64_t pitch) const {
+TrimmedConv::Places TrimmedConv::places(const Group& group, std::int64_t row_pitch,
+                                        std::int64_t column_pitch) const {
   const std::int64_t bytes = trimmed_pixel_bytes(groups() * in_width_);
   const auto offsets = [&](const std::vector<Input>& inputs) {
     std::vector<std::int64_t> result;
     for (const Input& in : inputs) {
-      result.push_back((in.row * pitch + in.column) * bytes + in.byte);
+      result.push_back((in.row * row_pitch + in.column * column_pitch) * bytes + in.byte);
     }
     return result;
   };
   return {offsets(group.inputs), offsets(group.blocks), offsets(group.pairs)};
 }
 
-TrimmedConv::Places TrimmedConv::places(int group, std::int64_t pitch) const {
-  return places(groups_[static_cast<std::size_t>(group)], pitch);
+TrimmedConv::Places TrimmedConv::places(int group, std::int64_t row_pitch,
+                                        std::int64_t column_pitch) const {
+  return places(groups_[static_cast<std::size_t>(group)], row_pitch, column_pitch);
 }
 
 TrimmedLayer TrimmedConv::layer(int group, const Places& places, std::uint8_t flip,
@@ -256,7 +258,7 @@ void TrimmedConv::run(const std::int8_t* x, const std::int8_t* residual, std::in
   const TrimmedKernel kernel = trimmed_kernel(simd_level());
   const std::vector<Group>& parts = merged_.empty() ? groups_ : merged_;
   std::vector<Places> of_part;
-  for (const Group& part : parts) of_part.push_back(places(part, pitch));
+  for (const Group& part : parts) of_part.push_back(places(part, pitch, 1));
   parallel_for(batch * bands, threads, [&](std::int64_t item) {
     const std::int64_t picture = item / bands;
     const std::int64_t first_row = item % bands * band;

@@ -45,11 +45,12 @@ class TrimmedConv {
   int kernel_rows() const { return kernel_rows_; }
   int kernel_columns() const { return kernel_columns_; }
 
-  // Where the kernels find what output group `group` sees, in a frame with rows of `pitch` pixels.
+  // Where the kernels find what output group `group` sees, in a frame where it is so many pixels
+  // from row to row and from column to column.
   struct Places {
     std::vector<std::int64_t> inputs, blocks, pairs;
   };
-  Places places(int group, std::int64_t pitch) const;
+  Places places(int group, std::int64_t row_pitch, std::int64_t column_pitch) const;
 
   // For the kernels; refers to this object and to `places`.
   TrimmedLayer layer(int group, const Places& places, std::uint8_t flip,
@@ -65,7 +66,7 @@ class TrimmedConv {
 
  private:
   struct Group;
-  Places places(const Group& group, std::int64_t pitch) const;
+  Places places(const Group& group, std::int64_t row_pitch, std::int64_t column_pitch) const;
   TrimmedLayer layer(const Group& group, const Places& places, std::uint8_t flip,
                      std::uint8_t residual_flip) const;
 

@@ -36,8 +36,8 @@ std::uint8_t frame_value(std::int32_t symbol) {
   return static_cast<std::uint8_t>(std::clamp(symbol, -128, 127) + 128);
 }
 
-// A frame is written all over once, and waves touch many rows of it: huge pages save most of the
-// page faults and the misses of the address translation.
+// A frame of rows is written all over once, and waves touch many of them: huge pages save most of
+// the page faults and the misses of the address translation.
 void advise_huge_pages([[maybe_unused]] std::uint8_t* data, [[maybe_unused]] std::size_t size) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 4096;
@@ -66,11 +66,13 @@ struct WaveNetwork::Run {
   std::size_t first, index_step;  // their places in the wave
 };
 
-// A layer as the kernels see it, for frames with rows of `pitch` pixels. Refers to the layer.
+// A layer as the kernels see it, whose input is in such a frame. Refers to the layer.
 struct WaveNetwork::LayerView {
-  LayerView(const Layer& layer, std::int64_t pitch) {
+  LayerView(const Layer& layer, const WaveFrame& input) {
     const auto flip = static_cast<std::uint8_t>(layer.output < 0 ? 0 : 128);
-    for (int g = 0; g < layer.conv.groups(); ++g) places.push_back(layer.conv.places(g, pitch));
+    for (int g = 0; g < layer.conv.groups(); ++g) {
+      places.push_back(layer.conv.places(g, input.row_pitch(), input.column_pitch()));
+    }
     for (int g = 0; g < layer.conv.groups(); ++g) {
       groups.push_back(layer.conv.layer(g, places[static_cast<std::size_t>(g)], flip, 128));
       blind.push_back(layer.conv.blind_layer(g, flip, 128));
@@ -82,18 +84,16 @@ struct WaveNetwork::LayerView {
   std::vector<TrimmedLayer> blind;  // where the layer sees nothing
 };
 
-// The activations of one picture, and what depends on its width.
+// The activations of one picture, and what depends on its size.
 struct WaveNetwork::Frames {
   // is_pass: the layers run one stage after the other, so that a tensor may take the memory of one
-  // that no later stage reads.
+  // that no later stage reads. Else they run in waves, and what waves make is in lines where it
+  // can be.
   Frames(const WaveNetwork& network, std::int64_t frame_height, std::int64_t frame_width,
          bool is_pass)
-      : height(frame_height),
-        width(frame_width),
-        padding(network.padding_),
-        pitch(frame_width + 2 * network.padding_),
-        kernel(trimmed_kernel(simd_level())) {
+      : area{frame_height, frame_width, network.padding_}, kernel(trimmed_kernel(simd_level())) {
     const WaveOrder& order = network.order_;
+    std::int64_t pitch = area.width + 2 * area.padding;
     if (order.row_step > 0 && order.column_step > 0) {
       // Positions of a wave are this many pixels apart. If that is even, they crowd in half of the
       // sets of the caches, or less.
@@ -102,50 +102,40 @@ struct WaveNetwork::Frames {
       const std::int64_t columns = order.row_step / divisor;
       if ((rows * pitch - columns) % 2 == 0 && rows % 2 == 1) ++pitch;
     }
+    if (!is_pass) window = network.lines(area.height, area.width);
     const std::vector<int> owner = network.owners(is_pass);
     for (std::size_t t = 0; t < network.pixel_bytes_.size(); ++t) {
       const int bytes = network.pixel_bytes_[t];
-      pixel_bytes.push_back(bytes);
+      const bool is_in_lines = window && !network.known_[t];
+      tensors.push_back(is_in_lines ? WaveFrame::of_lines(area, *window, bytes)
+                                    : WaveFrame::of_rows(area, pitch, bytes));
+      WaveFrame& frame = tensors.back();
+      if (is_in_lines) in_lines.push_back(t);
       if (owner[t] != static_cast<int>(t)) {
-        data.push_back(data[static_cast<std::size_t>(owner[t])]);
+        frame.use(tensors[static_cast<std::size_t>(owner[t])].memory());
         continue;
       }
-      const auto size = static_cast<std::size_t>((height + 2 * padding) * pitch * bytes);
-      memory.emplace_back(size + kTrimmedSlack);
-      advise_huge_pages(memory.back().data(), size);
-      // The border. What is inside is written before it is read.
-      std::uint8_t* top = memory.back().data();
-      data.push_back(top);
-      std::memset(top, 128, static_cast<std::size_t>(padding * pitch * bytes));
-      for (std::int64_t row = padding; row < padding + height; ++row) {
-        std::uint8_t* begin = top + row * pitch * bytes;
-        std::memset(begin, 128, static_cast<std::size_t>(padding * bytes));
-        std::memset(begin + (padding + width) * bytes, 128,
-                    static_cast<std::size_t>((pitch - padding - width) * bytes));
-      }
-      std::memset(top + (padding + height) * pitch * bytes, 128,
-                  static_cast<std::size_t>(padding * pitch * bytes));
+      memory.emplace_back(frame.bytes() + kTrimmedSlack);
+      advise_huge_pages(memory.back().data(), frame.bytes());
+      frame.use(memory.back().data());
+      frame.clear_border(area);  // what is inside is written before it is read
     }
     for (const Layer& layer : network.layers_) {
-      views.push_back(std::make_unique<LayerView>(layer, pitch));
+      views.push_back(std::make_unique<LayerView>(layer, of(layer.input)));
     }
   }
 
-  std::uint8_t* at(int tensor, std::int64_t row, std::int64_t column) const {
-    const auto t = static_cast<std::size_t>(tensor);
-    return data[t] + ((row + padding) * pitch + column + padding) * pixel_bytes[t];
-  }
+  const WaveFrame& of(int tensor) const { return tensors[static_cast<std::size_t>(tensor)]; }
 
-  std::int64_t bytes(int tensor) const { return pixel_bytes[static_cast<std::size_t>(tensor)]; }
-
-  std::int64_t height, width, padding, pitch;
+  FrameArea area;
   TrimmedKernel kernel;
-  std::vector<std::int64_t> pixel_bytes;
+  std::optional<LineWindow> window;  // at the first wave
+  std::vector<WaveFrame> tensors;
+  std::vector<std::size_t> in_lines;              // tensors
   std::vector<std::unique_ptr<LayerView>> views;  // by layer
 
  private:
   std::vector<AlignedBuffer> memory;
-  std::vector<std::uint8_t*> data;  // of each tensor
 };
 
 WaveNetwork::~WaveNetwork() = default;
@@ -202,12 +192,11 @@ WaveNetwork::WaveNetwork(int groups, const std::vector<int>& side_widths,
   require(!layers.empty(), "there are no layers");
   pixel_bytes_ = {trimmed_pixel_bytes(groups)};
   std::vector<int> widths = {1};
-  std::vector<bool> known = {false};  // before decoding, by tensor
   for (const int width : side_widths) {
     require(width >= 1 && width <= 4096, "a side tensor has a bad width");
     pixel_bytes_.push_back(trimmed_pixel_bytes(groups * width));
     widths.push_back(width);
-    known.push_back(true);
+    known_.push_back(true);
   }
   // In which stage a tensor is made; none for symbols and side tensors.
   std::vector<int> full_stage(widths.size(), -1), side_stage(widths.size(), -1),
@@ -225,7 +214,7 @@ WaveNetwork::WaveNetwork(int groups, const std::vector<int>& side_widths,
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const WaveLayer& layer = layers[l];
     const bool is_last = l + 1 == layers.size();
-    const Added added = add_layer(layer, l, is_last, widths, known);
+    const Added added = add_layer(layer, l, is_last, widths);
     const bool is_pointwise = layer.conv.kernel_rows == 1 && layer.conv.kernel_columns == 1;
     const bool is_side = !is_last && added.is_known;
     const int full =
@@ -243,7 +232,7 @@ WaveNetwork::WaveNetwork(int groups, const std::vector<int>& side_widths,
 }
 
 WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t number, bool is_last,
-                                          std::vector<int>& widths, std::vector<bool>& known) {
+                                          std::vector<int>& widths) {
   const std::string name = "layer " + std::to_string(number);
   const int num_tensors = static_cast<int>(widths.size());
   require(from.input >= 0 && from.input < num_tensors, name + " has no such input");
@@ -273,15 +262,15 @@ WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t num
   layers_.push_back(std::move(layer));
   padding_ =
       std::max<std::int64_t>({padding_, from.conv.kernel_rows / 2, from.conv.kernel_columns / 2});
-  const bool is_known = known[static_cast<std::size_t>(from.input)] &&
-                        (from.residual < 0 || known[static_cast<std::size_t>(from.residual)]);
+  const bool is_known = known_[static_cast<std::size_t>(from.input)] &&
+                        (from.residual < 0 || known_[static_cast<std::size_t>(from.residual)]);
 
   bool sees_elsewhere = false;
   // Causality, for every place in the period of the phase.
   const int columns = from.conv.kernel_columns;
   const int taps = from.conv.kernel_rows * columns;
   for (std::size_t place = 0;
-       !known[static_cast<std::size_t>(from.input)] && place < order_.phase.size(); ++place) {
+       !known_[static_cast<std::size_t>(from.input)] && place < order_.phase.size(); ++place) {
     if (from.active != nullptr && !from.active[place]) continue;
     for (int tap = 0; tap < taps; ++tap) {
       const std::int64_t down = tap / columns - from.conv.kernel_rows / 2;
@@ -308,7 +297,7 @@ WaveNetwork::Added WaveNetwork::add_layer(const WaveLayer& from, std::size_t num
   if (!is_last) {
     pixel_bytes_.push_back(trimmed_pixel_bytes(groups_ * from.conv.out_width));
     widths.push_back(from.conv.out_width);
-    known.push_back(is_known);
+    known_.push_back(is_known);
   }
   return {is_known, sees_elsewhere};
 }
@@ -322,6 +311,17 @@ std::int64_t WaveNetwork::num_waves(std::int64_t height, std::int64_t width) con
   if (height == 0 || width == 0) return 0;
   return order_.group_step * (groups_ - 1) + order_.row_step * (height - 1) +
          order_.column_step * (width - 1) + last_phase_ + 1;
+}
+
+std::optional<LineWindow> WaveNetwork::lines(std::int64_t height, std::int64_t width) const {
+  if (order_.phase.size() > 1) return std::nullopt;
+  return LineWindow::fit({height, width, padding_}, groups_, order_.group_step, order_.row_step,
+                         order_.column_step);
+}
+
+std::int64_t WaveNetwork::lines_in_memory(std::int64_t height, std::int64_t width) const {
+  const std::optional<LineWindow> window = lines(height, width);
+  return window ? window->count() : 0;
 }
 
 // Replaces `runs` by those of wave t, in the order of coding: groups, then rows, then columns.
@@ -440,22 +440,24 @@ void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run&
   const Layer& layer = layers_[number];
   const std::int64_t row = run.row + begin * run.row_step;
   const std::int64_t column = run.column + begin * run.column_step;
-  const std::int64_t step = run.row_step * frames.pitch + run.column_step;
   const int channel = run.group * layer.conv.out_width();
+  const WaveFrame& input = frames.of(layer.input);
   TrimmedTile tile = {count,
-                      frames.at(layer.input, row, column),
-                      step * frames.bytes(layer.input),
+                      input.at(row, column),
+                      input.step(run.row_step, run.column_step),
                       nullptr,
                       0,
                       indexes,
                       index_step};
   if (layer.residual >= 0) {
-    tile.residual = frames.at(layer.residual, row, column) + channel;
-    tile.residual_step = step * frames.bytes(layer.residual);
+    const WaveFrame& residual = frames.of(layer.residual);
+    tile.residual = residual.at(row, column) + channel;
+    tile.residual_step = residual.step(run.row_step, run.column_step);
   }
   if (layer.output >= 0) {
-    tile.out = frames.at(layer.output, row, column) + channel;
-    tile.out_step = step * frames.bytes(layer.output);
+    const WaveFrame& output = frames.of(layer.output);
+    tile.out = output.at(row, column) + channel;
+    tile.out_step = output.step(run.row_step, run.column_step);
   }
   const bool sees = layer.active.empty() || layer.active[residue(row, column)];
   const LayerView& view = *frames.views[number];
@@ -465,8 +467,8 @@ void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run&
 // Whole rows, for layers whose inputs are known everywhere. indexes: [groups][height][width].
 void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& frames,
                              std::uint8_t* indexes, int threads) const {
-  const std::int64_t height = frames.height;
-  const std::int64_t width = frames.width;
+  const std::int64_t height = frames.area.height;
+  const std::int64_t width = frames.area.width;
   const auto run_row = [&](std::size_t number, int group, std::int64_t row) {
     const std::int64_t period = layers_[number].active.empty() ? 1 : order_.phase_columns;
     for (std::int64_t first = 0; first < std::min(period, width); ++first) {
@@ -538,16 +540,16 @@ void WaveNetwork::run_share(const Stage& stage, const Frames& frames, const std:
 
 void WaveNetwork::fill_side(const std::vector<const std::int8_t*>& side, const Frames& frames,
                             int threads) const {
-  const std::int64_t area = frames.height * frames.width;
+  const auto [height, width, padding] = frames.area;
   for (std::size_t s = 0; s < side.size(); ++s) {
-    const int tensor = static_cast<int>(s) + 1;
+    const WaveFrame& frame = frames.tensors[s + 1];
     const std::int64_t channels = std::int64_t{groups_} * side_widths_[s];
-    parallel_for(frames.height, threads, [&, s](std::int64_t row) {
+    parallel_for(height, threads, [&, s, height = height, width = width](std::int64_t row) {
       for (std::int64_t c = 0; c < channels; ++c) {
-        const std::int8_t* from = side[s] + c * area + row * frames.width;
-        std::uint8_t* to = frames.at(tensor, row, 0) + c;
-        for (std::int64_t column = 0; column < frames.width; ++column) {
-          to[column * frames.bytes(tensor)] = static_cast<std::uint8_t>(from[column] ^ -128);
+        const std::int8_t* from = side[s] + (c * height + row) * width;
+        std::uint8_t* to = frame.at(row, 0) + c;
+        for (std::int64_t column = 0; column < width; ++column, to += frame.pixel_bytes()) {
+          *to = static_cast<std::uint8_t>(from[column] ^ -128);
         }
       }
     });
@@ -594,11 +596,11 @@ std::int64_t WaveNetwork::Pass::channels() const {
 }
 
 void WaveNetwork::Pass::copy_head_input(std::int64_t row, std::int8_t* out) const {
-  const int input = network_.layers_.back().input;
+  const WaveFrame& input = frames_->of(network_.layers_.back().input);
   for (std::int64_t r = row - radius(); r <= row + radius(); ++r) {
-    const std::uint8_t* from = frames_->at(input, r, -radius());
-    for (std::int64_t i = 0; i < frames_->width + 2 * radius();
-         ++i, from += frames_->bytes(input)) {
+    const std::uint8_t* from = input.at(r, -radius());
+    for (std::int64_t i = 0; i < frames_->area.width + 2 * radius();
+         ++i, from += input.pixel_bytes()) {
       for (std::int64_t c = 0; c < channels(); ++c) {
         *out++ = static_cast<std::int8_t>(from[c] ^ -128);
       }
@@ -617,9 +619,9 @@ void WaveNetwork::Pass::finish(const WaveNetwork& head, const std::int32_t* symb
               layer.conv.kernel_rows() == before.conv.kernel_rows() &&
               layer.conv.kernel_columns() == before.conv.kernel_columns(),
           "the head is one of another network");
-  frames_->views.back() = std::make_unique<LayerView>(layer, frames_->pitch);
-  const std::int64_t height = frames_->height;
-  const std::int64_t width = frames_->width;
+  frames_->views.back() = std::make_unique<LayerView>(layer, frames_->of(layer.input));
+  const std::int64_t height = frames_->area.height;
+  const std::int64_t width = frames_->area.width;
   AlignedBuffer raster_indexes(static_cast<std::size_t>(height * width * head.groups_));
   head.run_stages({{head.layers_.size() - 1}}, *frames_, raster_indexes.data(), threads);
   head.put_in_order(symbols, raster_indexes.data(), height, width, ordered_symbols, indexes,
@@ -628,12 +630,14 @@ void WaveNetwork::Pass::finish(const WaveNetwork& head, const std::int32_t* symb
 
 void WaveNetwork::fill_symbols(const std::int32_t* symbols, const Frames& frames,
                                int threads) const {
-  const std::int64_t area = frames.height * frames.width;
-  parallel_for(frames.height, threads, [&](std::int64_t row) {
+  const std::int64_t height = frames.area.height;
+  const std::int64_t width = frames.area.width;
+  const WaveFrame& frame = frames.of(0);
+  parallel_for(height, threads, [&](std::int64_t row) {
     for (int g = 0; g < groups_; ++g) {
-      const std::int32_t* from = symbols + g * area + row * frames.width;
-      std::uint8_t* to = frames.at(0, row, 0) + g;
-      for (std::int64_t column = 0; column < frames.width; ++column, to += frames.bytes(0)) {
+      const std::int32_t* from = symbols + (g * height + row) * width;
+      std::uint8_t* to = frame.at(row, 0) + g;
+      for (std::int64_t column = 0; column < width; ++column, to += frame.pixel_bytes()) {
         *to = frame_value(from[column]);
       }
     }
@@ -697,7 +701,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
                          int threads) const {
   const std::int64_t area = height * width;
   if (area == 0) return;
-  const Frames frames(*this, height, width, false);
+  Frames frames(*this, height, width, false);
   fill_side(side, frames, threads);
   run_stages(side_stages_, frames, nullptr, threads);
 
@@ -728,8 +732,9 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
   };
   const auto write_frame = [&](const std::vector<Run>& runs, const std::int32_t* values) {
     for (const Run& run : runs) {
-      std::uint8_t* to = frames.at(0, run.row, run.column) + run.group;
-      const std::int64_t step = (run.row_step * frames.pitch + run.column_step) * frames.bytes(0);
+      const WaveFrame& frame = frames.of(0);
+      std::uint8_t* to = frame.at(run.row, run.column) + run.group;
+      const std::int64_t step = frame.step(run.row_step, run.column_step);
       const std::int32_t* from = values + run.first;
       for (std::int64_t i = 0; i < run.count; ++i, to += step, from += run.index_step) {
         *to = frame_value(*from);
@@ -741,10 +746,18 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
   std::atomic<bool> stopped{false};
   run_team(threads, [&](int thread, int team, Barrier& barrier) {
     Plan& plan = plans[static_cast<std::size_t>(thread)];
+    std::optional<LineWindow> window = frames.window;
     unsigned number = 0;  // of waves that have symbols
     for (std::int64_t t = 0; t < waves; ++t) {
       const std::size_t count = runs_of_wave(t, height, width, plan.runs);
       if (count == 0) continue;
+      if (const std::int64_t lines = window ? window->advance(t) : 0; lines > 0) {
+        for (std::size_t i = static_cast<std::size_t>(thread); i < frames.in_lines.size();
+             i += static_cast<std::size_t>(team)) {
+          frames.tensors[frames.in_lines[i]].advance(frames.area, *window, lines);
+        }
+        barrier.wait();
+      }
       const bool is_recorded = thread == 0 && SpanRecorder::is_on();
       const std::int64_t wave_began = is_recorded ? SpanRecorder::now() : 0;
       for (const Stage& stage : wave_stages_) {

@@ -5,10 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/quantized_trimmed_conv2d.hpp"
 #include "cpu/spans.hpp"
+#include "cpu/wave_frame.hpp"
 #include "rans/decoder.hpp"
 
 namespace pycodec {
@@ -46,6 +48,8 @@ class WaveNetwork {
   // of the same group.
   const std::vector<Stage>& wave_stages() const { return wave_stages_; }
   std::int64_t num_waves(std::int64_t height, std::int64_t width) const;
+  // In which `decode` keeps activations; 0 if in whole rows. See wave_frame.hpp.
+  std::int64_t lines_in_memory(std::int64_t height, std::int64_t width) const;
 
   // symbols: int32 [groups][height][width]; side: int8 [groups * side width][height][width] each.
   // Writes the symbols in the order of coding, with the index of the table of each.
@@ -71,8 +75,9 @@ class WaveNetwork {
 
   int groups_;
   std::vector<int> side_widths_;
-  std::vector<int> pixel_bytes_;  // by tensor
-  std::int64_t padding_ = 0;      // of every frame: the largest radius
+  std::vector<int> pixel_bytes_;       // by tensor
+  std::vector<bool> known_ = {false};  // before decoding; by tensor
+  std::int64_t padding_ = 0;           // of every frame: the largest radius
   std::vector<Layer> layers_;
   WaveOrder order_;
   std::int64_t last_phase_ = 0;
@@ -80,13 +85,14 @@ class WaveNetwork {
   // pass a stage needs of what it makes itself only what is at the same row and column.
   std::vector<Stage> full_stages_, side_stages_, wave_stages_;
 
+  std::optional<LineWindow> lines(std::int64_t height, std::int64_t width) const;
   std::size_t residue(std::int64_t row, std::int64_t column) const;
   struct Added {
     bool is_known;        // before decoding
     bool sees_elsewhere;  // an activation of its own wave at another place
   };
-  Added add_layer(const WaveLayer& from, std::size_t number, bool is_last, std::vector<int>& widths,
-                  std::vector<bool>& known);
+  Added add_layer(const WaveLayer& from, std::size_t number, bool is_last,
+                  std::vector<int>& widths);
   std::vector<int> owners(bool is_pass) const;
   std::size_t runs_of_wave(std::int64_t t, std::int64_t height, std::int64_t width,
                            std::vector<Run>& runs) const;

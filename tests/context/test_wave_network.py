@@ -299,6 +299,34 @@ def test_side_tensors(seed, order, groups, kernel, height, width, threads):
     assert_codes(network, symbols, random_side(rng, network, height, width), threads)
 
 
+@pytest.mark.parametrize(
+    ("steps", "height", "width", "lines"),
+    [
+        ((1, 1, 1), 61, 83, 21),
+        ((1, 1, 1), 120, 35, 21),
+        ((2, 2, 2), 34, 150, 21),
+        ((9, 3, 1), 50, 200, 81),
+        ((0, 3, 1), 40, 90, 27),
+        ((0, 1, 1), 64, 64, 15),
+        ((5, 4, 2), 45, 160, 36),
+        ((3, 40, 1), 20, 400, 0),  # a line has few positions in the picture
+        ((2, 5, 2), 60, 90, 0),  # positions are two rows apart
+        ((1, 1, 1), 2, 500, 21),
+        ((1, 1, 1), 400, 3, 0),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lines_of_waves_move_on(steps, height, width, lines, threads):
+    """Decoding keeps some lines alone; encoding, which goes over rows, is what it must match."""
+    rng = np.random.default_rng(12)
+    network = side_network(rng, steps, 3, 5)
+    assert network._native.lines_in_memory(height, width) == lines
+    symbols, side = random_volume(rng, 3, height, width), random_side(rng, network, height, width)
+    stream = network.encode(symbols, TABLES, side=side, threads=threads)
+    decoded = network.decode(stream, TABLES, height, width, side=side, threads=threads)
+    np.testing.assert_array_equal(decoded, symbols)
+
+
 CHECKERBOARD = {
     "phase": CODING_ORDERS["checkerboard"].phase,
     "active": CODING_ORDERS["checkerboard"].active("A"),

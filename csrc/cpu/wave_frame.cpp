@@ -1,0 +1,108 @@
+#include "cpu/wave_frame.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pycodec {
+namespace {
+
+constexpr int kZero = 128;
+
+// Moving the live lines to the front costs less the rarer it is, and memory that is gone over
+// again and again should stay in the caches.
+constexpr std::int64_t kLinesPerLive = 3;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }  // a, b >= 0
+
+// Lines whose pitch is a multiple of a page share the sets of the first-level cache.
+std::int64_t line_pitch(std::int64_t pixels) { return ceil_div(pixels, 16) * 16 + 8; }
+
+}  // namespace
+
+std::optional<LineWindow> LineWindow::fit(const FrameArea& area, int groups,
+                                          std::int64_t group_step, std::int64_t row_step,
+                                          std::int64_t column_step) {
+  if (row_step < 1 || column_step < 1 || row_step % column_step != 0) return std::nullopt;
+  LineWindow window;
+  window.slope_ = row_step / column_step;
+  window.wave_step_ = column_step;
+  // The last group is so far behind the first, and looks back by a kernel's radius.
+  window.live_ =
+      ceil_div(group_step * (groups - 1), column_step) + (window.slope_ + 1) * area.padding + 1;
+  const std::int64_t all = window.slope_ * (area.height - 1) + area.width + window.live_;
+  window.count_ = std::min(kLinesPerLive * window.live_, all);
+  window.pitch_ = line_pitch(area.height + 2 * area.padding);
+  window.first_ = 1 - window.live_;
+  const std::int64_t rows = (area.height + 2 * area.padding) * (area.width + 2 * area.padding);
+  if (window.count_ * window.pitch_ >= rows) return std::nullopt;
+  return window;
+}
+
+std::int64_t LineWindow::advance(std::int64_t t) {
+  const std::int64_t newest = t / wave_step_;
+  if (newest < first_ + count_) return 0;
+  const std::int64_t lines = newest - live_ + 1 - first_;
+  first_ += lines;
+  return lines;
+}
+
+WaveFrame WaveFrame::of_rows(const FrameArea& area, std::int64_t pitch, std::int64_t pixel_bytes) {
+  WaveFrame frame;
+  frame.pixels_ = (area.height + 2 * area.padding) * pitch;
+  frame.pixel_bytes_ = pixel_bytes;
+  frame.origin_ = area.padding * pitch + area.padding;
+  frame.row_pitch_ = pitch;
+  frame.column_pitch_ = 1;
+  return frame;
+}
+
+WaveFrame WaveFrame::of_lines(const FrameArea& area, const LineWindow& window,
+                              std::int64_t pixel_bytes) {
+  WaveFrame frame;
+  frame.pixels_ = window.count() * window.pitch();
+  frame.pixel_bytes_ = pixel_bytes;
+  frame.origin_ = -window.first() * window.pitch() + area.padding;
+  frame.row_pitch_ = window.slope() * window.pitch() + 1;
+  frame.column_pitch_ = window.pitch();
+  return frame;
+}
+
+void WaveFrame::clear_border(const FrameArea& area) const {
+  if (column_pitch_ != 1) {
+    std::memset(memory_, kZero, bytes());
+    return;
+  }
+  const std::int64_t pitch = row_pitch_ * pixel_bytes_;
+  const std::int64_t side = area.padding * pixel_bytes_;
+  const std::int64_t inside = area.width * pixel_bytes_;
+  std::uint8_t* row = memory_;
+  std::memset(row, kZero, static_cast<std::size_t>(area.padding * pitch));
+  row += area.padding * pitch;
+  for (std::int64_t i = 0; i < area.height; ++i, row += pitch) {
+    std::memset(row, kZero, static_cast<std::size_t>(side));
+    std::memset(row + side + inside, kZero, static_cast<std::size_t>(pitch - side - inside));
+  }
+  std::memset(row, kZero, static_cast<std::size_t>(area.padding * pitch));
+}
+
+void WaveFrame::advance(const FrameArea& area, const LineWindow& window, std::int64_t lines) {
+  const std::int64_t pitch = window.pitch();
+  const std::int64_t kept = std::max<std::int64_t>(window.count() - lines, 0);
+  const auto size = [&](std::int64_t pixels) {
+    return static_cast<std::size_t>(pixels * pixel_bytes_);
+  };
+  if (kept > 0) std::memmove(memory_, memory_ + size(lines * pitch), size(kept * pitch));
+  origin_ -= lines * pitch;
+  // Later lines end at later rows: beyond their ends, the memory still is as cleared at first. But
+  // they begin at later rows too, before which a kernel sees as far as its radius.
+  for (std::int64_t i = kept; i < window.count(); ++i) {
+    const std::int64_t beyond = std::max<std::int64_t>(window.first() + i - area.width + 1, 0);
+    const std::int64_t begin = ceil_div(beyond, window.slope());
+    const std::int64_t end = std::min(begin, area.height + area.padding);
+    if (end <= begin - area.padding) continue;
+    std::memset(memory_ + (i * pitch + begin) * pixel_bytes_, kZero,
+                size(end - begin + area.padding));
+  }
+}
+
+}  // namespace pycodec
