@@ -39,6 +39,7 @@ GPU_TESTS = (
     "tests/integrations/test_dataset.py",
     "tests/quantization/test_simulation.py",
     "tests/training/test_sphere.py",
+    "tests/training/test_lossless.py",
 )
 COUNTERS = (
     "gpu__time_duration.sum",

@@ -422,6 +422,10 @@ def gpu_lines(report: dict) -> list[str]:
     return [*lines, "", *table(header, rows)]
 
 
+def processor(machine: dict) -> str:
+    return f"{machine['processor']} ({machine['simd_level']})"
+
+
 def replace_between(path: Path, begin: str, end: str, lines: list[str]) -> None:
     text = path.read_text()
     start, stop = text.index(begin), text.index(end)
@@ -475,15 +479,15 @@ def main() -> None:
         *rans_lines(rans),
         "",
         f"Lossless coding of the {len(lossless['pictures'])} Kodak pictures in gray, mean of whole",
-        f"files, {lossless['threads']} threads of an Intel Xeon (Sapphire Rapids; `python",
-        "benchmarks/models/lossless.py KODAK`):",
+        f"files, {lossless['threads']} threads of an {processor(lossless['machine'])}",
+        "(`python benchmarks/models/lossless.py KODAK`):",
         "",
         *lossless_lines(lossless),
         "",
-        "What waves are worth (`python benchmarks/context/wave_network.py`, on the same processor;",
-        "the networks of the lossless codec with random weights, rANS included):",
+        f"What waves are worth, on an {processor(waves['machine'])}; the networks of the lossless",
+        "codec with random weights, rANS included (`python benchmarks/context/wave_network.py`):",
         "",
-        *wave_lines(waves),
+        *wave_lines(waves["results"]),
         "",
         f"{held_out} equirectangular pictures, of 1024x512 and 2048x1024, held out when the",
         f"codec was tuned on others, and all {pictures}; whole files, BD-rates from 28 to 40 dB,",

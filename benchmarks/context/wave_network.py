@@ -37,6 +37,7 @@ from pycodec.context.orders import mask
 from pycodec.context.schedule import Layer, find_schedule
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.models.lossless_network import PLANES, SIZES, LosslessConfig, LosslessNetwork
+from pycodec.profiling.machine import describe_machine, machine_name
 
 TABLES = TableSet([[4096 - f, f] for f in range(64, 4096, 64)], [0] * 63)
 ORDERS = ("slope", "zigzag", "plane")
@@ -297,8 +298,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw all results to this PNG file")
     options = parser.parse_args()
     results: dict[tuple, Result] = {}
+    machine = describe_machine()
     if options.json and options.json.exists():
-        for row in json.loads(options.json.read_text()):
+        known = json.loads(options.json.read_text())
+        if options.sizes and machine_name(known["machine"]) != machine_name(machine):
+            parser.error(f"{options.json} is of another machine: {machine_name(known['machine'])}")
+        for row in known["results"]:
             result = Result(**{field.name: row[field.name] for field in fields(Result)})
             results[result.key] = result
     if options.sizes:
@@ -317,7 +322,8 @@ def main() -> None:
             results[r.key] = r
     if options.json and options.sizes:
         rows = [asdict(r) for _, r in sorted(results.items())]
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        document = {"machine": machine, "results": rows}
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
     if options.plot:
         plot(list(results.values()), options.plot)
 

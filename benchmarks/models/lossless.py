@@ -29,6 +29,7 @@ from PIL import Image
 from pycodec import api
 from pycodec.images import Picture, load_image
 from pycodec.models.zoo import WEIGHTS, load_model
+from pycodec.profiling.machine import describe_machine
 
 Coder = tuple[Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]]
 
@@ -133,7 +134,12 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        report = {"pictures": [p.name for p in paths], "threads": threads, "results": results}
+        report = {
+            "machine": describe_machine(),
+            "pictures": [p.name for p in paths],
+            "threads": threads,
+            "results": results,
+        }
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -153,15 +153,20 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
     return group;
   };
   for (int g = 0; g < from.groups; ++g) groups_.push_back(pack(g * out_width_, out_width_));
-  const int all_outputs = from.groups * from.out_width;
-  if (from.groups > 1 && all_outputs <= kTrimmedLanes) {
-    Group merged = pack(0, all_outputs);
-    std::size_t separate = 0;
-    for (const Group& group : groups_) {
-      separate += (out_width_ > 1 ? group.inputs : group.blocks).size() + kOutputCost;
-    }
-    if (merged.inputs.size() + kOutputCost < separate) merged_.push_back(std::move(merged));
+  // As many groups as fill a vector.
+  const int together = std::min(from.groups, kTrimmedLanes / out_width_);
+  if (together < 2) return;
+  for (int g = 0; g < from.groups; g += together) {
+    merged_.push_back(pack(g * out_width_, std::min(together, from.groups - g) * out_width_));
   }
+  const auto cost = [](const std::vector<Group>& groups) {
+    std::size_t sum = 0;
+    for (const Group& group : groups) {
+      sum += (group.width > 1 ? group.pairs : group.blocks).size() + kOutputCost;
+    }
+    return sum;
+  };
+  if (cost(merged_) >= cost(groups_)) merged_.clear();
 }
 
 TrimmedConv::Places TrimmedConv::places(const Group& group, std::int64_t row_pitch,

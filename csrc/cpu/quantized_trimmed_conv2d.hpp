@@ -86,7 +86,7 @@ class TrimmedConv {
   int shift_;
   std::int32_t lower_, upper_;
   std::vector<Group> groups_;
-  std::vector<Group> merged_;  // all groups as one, or none: where it is faster for whole pictures
+  std::vector<Group> merged_;  // some groups as one, or none: where it is faster for whole pictures
 };
 
 }  // namespace pycodec

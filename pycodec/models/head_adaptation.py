@@ -30,7 +30,8 @@ MAX_RICE, MAX_SHIFT = 7, 4
 _MAX_CHANGE = 1 << 12
 _LEAST_PIXELS = 1 << 14  # smaller pictures gain less than the change costs
 _SHARE = 8  # one row in so many speaks for all
-_ITERATIONS, _CURVATURE_SHARE = 3, 2  # one pixel in so many for the second derivatives
+_ITERATIONS = 2  # the trained head is near
+_CURVATURE_SHARE = 8  # one pixel in so many for the second derivatives
 _PRIOR = 1000.0  # pixels that speak for the trained head
 
 Change = list[NDArray[np.int64]]
@@ -147,6 +148,7 @@ def _newton(
     logits: NDArray[np.float32],
     seen: NDArray[np.bool_],
     units: NDArray[np.float64],
+    iterations: int = _ITERATIONS,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Changes of the weights for ``x``, [G, C + 1], that make ``bits`` more likely, and the
     curvature of the code length in nats, [G, C + 1, C + 1]."""
@@ -154,7 +156,7 @@ def _newton(
     energy = np.maximum(np.square(some).mean(0, dtype=np.float64), 1e-9)
     change = np.zeros(seen.shape)
     curvature = np.zeros((*seen.shape, seen.shape[1]))
-    for iteration in range(_ITERATIONS):
+    for iteration in range(iterations):
         one = _sigmoid(logits + _product(x, units[:, None] * change))
         gradient = units[:, None] * _product((one - bits).T, x.T)
         for plane, channels in enumerate(seen):

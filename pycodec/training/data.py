@@ -123,15 +123,16 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-def stream(sampler: Sampler, size: int, workers: int = 0) -> Stream:
+def stream(sampler: Sampler, size: int, workers: int = 0, pin: bool = False) -> Stream:
     """Batches of ``size`` from a thread, or, for a GPU that would wait for it, from processes.
 
     Args:
         sampler: what draws them; with ``workers``, it has a ``random`` that each worker seeds anew.
         size: of the batches.
         workers: processes; 0: one thread of this process.
+        pin: with ``workers``, put them where a GPU fetches them by itself.
     """
-    return Prefetcher(sampler, size) if workers == 0 else WorkerStream(sampler, size, workers)
+    return Prefetcher(sampler, size) if workers == 0 else WorkerStream(sampler, size, workers, pin)
 
 
 class _Batches(torch.utils.data.IterableDataset):
@@ -148,13 +149,14 @@ class _Batches(torch.utils.data.IterableDataset):
 class WorkerStream:
     """Runs ``batch`` of a sampler in processes; which of them is next depends on their speed."""
 
-    def __init__(self, sampler: Sampler, size: int, workers: int) -> None:
+    def __init__(self, sampler: Sampler, size: int, workers: int, pin: bool = False) -> None:
         generator = torch.Generator().manual_seed(int(sampler.random.integers(1 << 62)))
         loader = torch.utils.data.DataLoader(
             _Batches(sampler, size),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4,
+            pin_memory=pin,
             multiprocessing_context="fork",  # decoded pictures are shared, not copied
             generator=generator,
         )

@@ -7,13 +7,20 @@ times as long as the GPU needs for them. A graph queues them at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pycodec.training.pieces import PieceBatch
 
-Pass = Callable[[PieceBatch], tuple[Tensor, dict[str, Tensor]]]
+class Batch(Protocol):
+    """What a pass sees."""
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of, in the same order always."""
+
+
+Pass = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 """Of a batch the loss, and what is logged."""
 
 _WARM_UP = 3
@@ -31,7 +38,7 @@ class CapturedPass:
         batch: on the GPU; it is kept, and other batches are copied into it.
     """
 
-    def __init__(self, run: Pass, network: nn.Module, batch: PieceBatch) -> None:
+    def __init__(self, run: Pass, network: nn.Module, batch: Batch) -> None:
         self._batch = batch
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
@@ -47,12 +54,12 @@ class CapturedPass:
             loss.backward()
         self._gradients = [(p, p.grad) for p in network.parameters() if p.grad is not None]
 
-    def fits(self, batch: PieceBatch) -> bool:
+    def fits(self, batch: Batch) -> bool:
         """Whether the batch has the shape of the one that was captured."""
         own, other = self._batch.tensors(), batch.tensors()
         return [t.shape for t in own] == [t.shape for t in other]
 
-    def __call__(self, batch: PieceBatch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Set the network's gradients; returns what is logged, valid until the next call."""
         for own, other in zip(self._batch.tensors(), batch.tensors(), strict=True):
             own.copy_(other)

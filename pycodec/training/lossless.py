@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from pycodec.quantization.context import (
     restore_network,
 )
 from pycodec.training.data import CropSampler, Stream, list_pictures, split_pictures, stream
+from pycodec.training.graphs import CapturedPass
 from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
@@ -53,6 +55,14 @@ ROUNDING_CROPS = 48
 """Of as many pictures the scales of activations and the rounding of weights see something."""
 SCALE_RATE = 0.1
 """Learning rate of the logarithms of activations' scales, times that of weights."""
+FILTERS = (
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.HAMMING,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+)
+"""Crops are scaled by one of them."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -95,6 +105,16 @@ class LosslessOptions:
     validate_every: int = 250
     device: str = "cpu"
     workers: int = 0
+
+
+class Examples(NamedTuple):
+    """Bits [N, 8, H, W] and side input [N, 16, H, W] of crops, 0 or 1 in float32."""
+
+    bits: Tensor
+    side: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in self if tensor is not None]
 
 
 class LosslessTrainer:
@@ -144,18 +164,18 @@ class LosslessTrainer:
             {"params": list(self.quantized.log_scales), "factor": SCALE_RATE},
         ]
         self.optimizer = Soap(groups, options.learning_rate, groups=PLANES)
+        self._captured: CapturedPass | None = None
         if (out / CHECKPOINT).exists():
             self._load(out / CHECKPOINT)
-        sampler = _sampler(held or self.pictures, VALIDATION_CROP, 5)
-        batches = [self._oriented(sampler.batch(4)) for _ in range(VALIDATION_BATCHES)]
-        self.validation = [self._examples(batch) for batch in batches]
+        sampler = LosslessCrops(held or self.pictures, VALIDATION_CROP, 5, options)
+        self.validation = [self._examples(sampler.batch(4)) for _ in range(VALIDATION_BATCHES)]
 
     def run(self) -> None:
         """Train to the end; Ctrl-C leaves a checkpoint behind."""
         o = self.options
         # Four crops of a larger one: reading and scaling pictures costs as much as the training.
-        sampler = _sampler(self.pictures, 2 * o.crop, o.seed + self.step)
-        crops = stream(sampler, o.batch // 4, o.workers)
+        sampler = LosslessCrops(self.pictures, 2 * o.crop, o.seed + self.step, o)
+        crops = stream(sampler, o.batch // 4, o.workers, pin=self._on_gpu)
         saved = time.monotonic()
         mean = None
         try:
@@ -163,6 +183,7 @@ class LosslessTrainer:
                 left = (1 - progress) * o.steps
                 if not self.quantized.enabled and left < o.quantize + 1e-6:
                     self.quantized.calibrate(*self._various(crops))
+                    self._captured = None
                     self._restart_average()
                 loss = self._optimize(next(crops))  # a tensor: reading it would wait for the GPU
                 mean = loss if mean is None else mean + 0.02 * (loss - mean)
@@ -198,27 +219,42 @@ class LosslessTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * rate * group["factor"]
         half = o.crop
-        crops = self._oriented(crops)
+        if not o.chroma:  # whose examples are made of NumPy's arrays
+            crops = crops.to(o.device, non_blocking=True)
         quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
-        bits, side = self._examples(torch.cat(quarters))
-        with torch.autocast(bits.device.type, dtype=torch.bfloat16):
-            logits = self.quantized(bits, side)
-        loss = bits_per_pixel(logits, bits)
+        examples = self._examples(torch.cat(quarters))
         self.optimizer.zero_grad()
-        loss.backward()
+        if self._on_gpu:
+            if self._captured is None:
+                self._captured = CapturedPass(self._pass, self.quantized, examples)
+            loss = self._captured(examples)["loss"]
+        else:
+            loss, _ = self._pass(examples)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.quantized.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         keep = min(0.998, self.step / (self.step + 10))
         now = self.quantized.state_dict()
         torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - keep)
-        return loss.detach()
+        return loss.detach().clone()  # a graph writes the next one to the same place
 
-    def _various(self, crops: Stream) -> tuple[Tensor, Tensor | None]:
+    @property
+    def _on_gpu(self) -> bool:
+        return torch.device(self.options.device).type == "cuda"
+
+    def _pass(self, examples: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+        bits, side = examples
+        with torch.autocast(bits.device.type, dtype=torch.bfloat16):
+            logits = self.quantized(bits, side)
+        loss = bits_per_pixel(logits, bits)
+        return loss, {"loss": loss.detach()}
+
+    def _various(self, crops: Stream) -> Examples:
         """Examples of many pictures."""
         side = self.options.crop
         batches = -(-ROUNDING_CROPS // (self.options.batch // 4))
-        various = torch.cat([self._oriented(next(crops)) for _ in range(batches)])
+        various = torch.cat([next(crops) for _ in range(batches)])
         return self._examples(various[:, :, :side, :side])
 
     def _round(self, *examples: Tensor | None) -> None:
@@ -245,21 +281,13 @@ class LosslessTrainer:
         for name, value in self.quantized.state_dict().items():
             self.average[name].copy_(value)
 
-    def _oriented(self, rgb: Tensor) -> Tensor:
-        """Mirrored as the encoder would."""
-        if self.options.order != "slope":
-            return rgb
-        first = rgb[:, 1] if self.options.chroma else to_gray(rgb)
-        mirrored = torch.tensor([wants_mirror(picture.numpy()) for picture in first])
-        return torch.where(mirrored.view(-1, 1, 1, 1), rgb.flip(3), rgb)
-
-    def _examples(self, rgb: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _examples(self, rgb: Tensor) -> Examples:
         """Bits and side input of uint8 [N, 3, H, W]."""
         device = self.options.device
         layout = torch.channels_last
         if not self.options.chroma:
             bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
-            return bits.to(torch.float32, memory_format=layout), None
+            return Examples(bits.to(torch.float32, memory_format=layout), None)
         components = to_components(rgb.permute(0, 2, 3, 1).numpy())
         planes = [bit_planes(torch.from_numpy(c).to(device)) for c in components]
         unknown = torch.zeros_like(planes[0])
@@ -267,7 +295,9 @@ class LosslessTrainer:
         side = torch.cat(
             [torch.stack([planes[0], unknown], 2), torch.stack([planes[0], planes[1]], 2)]
         )
-        return tuple(x.to(torch.float32, memory_format=layout) for x in (bits, side.flatten(1, 2)))
+        return Examples(
+            *(x.to(torch.float32, memory_format=layout) for x in (bits, side.flatten(1, 2)))
+        )
 
     def validate(self) -> float:
         """Bits a pixel of the averaged network on crops of the held-out pictures."""
@@ -330,20 +360,32 @@ def _read(path: Path, *keys: str, device: str = "cpu") -> dict:
     return state
 
 
-def _sampler(pictures: list[Path], crop: int, seed: int) -> CropSampler:
-    """Crops of all kinds: sharp ones and soft ones, clean and noisy.
+class LosslessCrops(CropSampler):
+    """Crops of all kinds, sharp and soft, clean and noisy; mirrored as the encoder would.
 
     A network that sees one kind only, such as pictures scaled down by a Lanczos filter, codes that
     kind better than the photographs that it will meet.
+
+    Args:
+        pictures: files.
+        crop: side in pixels.
+        seed: of the random stream.
+        options: of whose order and component the mirroring is.
     """
-    filters = (
-        Image.Resampling.BOX,
-        Image.Resampling.BILINEAR,
-        Image.Resampling.HAMMING,
-        Image.Resampling.BICUBIC,
-        Image.Resampling.LANCZOS,
-    )
-    return CropSampler(pictures, crop, 1.25, 0.5, seed, filters=filters, noise=3.0)
+
+    def __init__(
+        self, pictures: list[Path], crop: int, seed: int, options: LosslessOptions
+    ) -> None:
+        super().__init__(pictures, crop, 1.25, 0.5, seed, filters=FILTERS, noise=3.0)
+        self.options = options
+
+    def batch(self, size: int) -> Tensor:
+        rgb = super().batch(size)
+        if self.options.order != "slope":
+            return rgb
+        first = rgb[:, 1] if self.options.chroma else to_gray(rgb)
+        mirrored = torch.tensor([wants_mirror(picture.numpy()) for picture in first])
+        return torch.where(mirrored.view(-1, 1, 1, 1), rgb.flip(3), rgb)
 
 
 def to_gray(rgb: Tensor) -> Tensor:

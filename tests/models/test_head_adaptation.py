@@ -109,7 +109,7 @@ def test_newton_finds_the_weights():
     odds = x @ (units[:, None] * true).T
     bits = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.float32)
     zeros = np.zeros_like(bits)
-    change, curvature = head_adaptation._newton(x, bits, zeros, seen, units)
+    change, curvature = head_adaptation._newton(x, bits, zeros, seen, units, iterations=4)
     pull = 60_000 / (60_000 + 4.4 * head_adaptation._PRIOR)  # of the prior, to zero
     np.testing.assert_allclose(change, true * pull, atol=0.05)
     assert change[1, 1] == 0

@@ -15,6 +15,7 @@ from pycodec.models.lossless import load_lossless_model, save_lossless_model
 from pycodec.models.lossless_network import SIZES, LosslessNetwork
 from pycodec.quantization.context import bit_tables, restore_network
 from pycodec.training import lossless
+from pycodec.training.graphs import CapturedPass
 from pycodec.training.lossless import (
     CHECKPOINT,
     ROUNDED,
@@ -212,15 +213,48 @@ def test_training_lowers_the_rate(pictures, tmp_path):
     assert trainer.validate() < 0.95 * before
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "rounded"])
+def test_a_graph_makes_the_gradients(pictures, tmp_path, quantized):
+    options = LosslessOptions(**SHORT, device="cuda")
+    trainer = LosslessTrainer(pictures, tmp_path, options)
+    first, second = trainer.validation
+    if quantized:
+        trainer.quantized.calibrate(*first)
+    loss, _ = trainer._pass(second)
+    loss.backward()
+    parameters = list(trainer.quantized.parameters())
+    expected = [p.grad for p in parameters]
+    trainer.quantized.zero_grad()
+    captured = CapturedPass(trainer._pass, trainer.quantized, first)
+    assert not torch.isclose(captured(first)["loss"], loss)
+    assert torch.isclose(captured(second)["loss"], loss, rtol=1e-3)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        if gradient is not None:  # sums of cuDNN's may differ from call to call
+            assert (parameter.grad - gradient).norm() <= 0.02 * gradient.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_on_a_gpu(pictures, tmp_path):
+    options = LosslessOptions(
+        **{**SHORT, "steps": 60, "quantize": 5, "crop": 32}, warmup=1, device="cuda", workers=1
+    )
+    trainer = LosslessTrainer(pictures, tmp_path, options)
+    before = trainer.validate()
+    trainer.run()
+    assert trainer.validate() < 0.95 * before
+
+
 def test_training_and_validation_see_crops_of_all_kinds(pictures, tmp_path, monkeypatch):
     samplers = []
 
-    class Recorded(lossless.CropSampler):
+    class Recorded(lossless.LosslessCrops):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             samplers.append(self)
 
-    monkeypatch.setattr(lossless, "CropSampler", Recorded)
+    monkeypatch.setattr(lossless, "LosslessCrops", Recorded)
     LosslessTrainer(pictures, tmp_path, LosslessOptions(**{**SHORT, "steps": 1})).run()
     assert len(samplers) == 2
     for sampler in samplers:
