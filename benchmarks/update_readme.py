@@ -266,7 +266,7 @@ def precision_lines(report: dict) -> list[str]:
     return table(header, rows)
 
 
-def roofline_lines(report: dict) -> list[str]:
+def roofline_lines(report: dict, has_picture: bool) -> list[str]:
     ceilings, machine = report["ceilings"], report["machine"]
     peaks = ", ".join(f"{name} {value:.0f} GOP/s" for name, value in ceilings["gop_s"].items())
 
@@ -297,8 +297,7 @@ def roofline_lines(report: dict) -> list[str]:
         f"a copy of {ceilings['copy_gb_s']:.1f} GB/s and {peaks}",
         "(`python benchmarks/roofline.py`; one run, nothing else running):",
         "",
-        "![The kernels under their roofs](images/roofline.png)",
-        "",
+        *(["![The kernels under their roofs](images/roofline.png)", ""] if has_picture else []),
         *found,
         "",
     ]
@@ -436,11 +435,19 @@ def main() -> None:
     roofline = json.loads((RESULTS / "roofline.json").read_text())
     overhead = json.loads((RESULTS / "profiler_overhead.json").read_text())
     machine = json.loads((RESULTS / "intel-r-xeon-r-processor-2-cores.json").read_text())
+    other = json.loads((RESULTS / "amd-epyc-2-cores.json").read_text())
     replace_between(
         ROOT / "docs" / "performance.md",
         MEASURED,
         END_OF_MEASURED,
-        [*roofline_lines(roofline), *overhead_lines(overhead), *ladder_lines(machine)],
+        [
+            *roofline_lines(roofline, has_picture=True),
+            *overhead_lines(overhead),
+            *ladder_lines(machine),
+            "",
+            *roofline_lines(other["steps"]["roofline"]["results"], has_picture=False),
+            *ladder_lines(other),
+        ],
     )
     gpu = json.loads((RESULTS / "nvidia-h200.json").read_text())
     replace_between(ROOT / "docs" / "performance.md", ON_A_GPU, END_OF_ON_A_GPU, gpu_lines(gpu))
