@@ -67,6 +67,16 @@ WaveFrame WaveFrame::of_lines(const FrameArea& area, const LineWindow& window,
   return frame;
 }
 
+WaveFrame WaveFrame::of_one_row(const FrameArea& area, std::int64_t pixel_bytes) {
+  WaveFrame frame;
+  frame.pixels_ = area.width;
+  frame.pixel_bytes_ = pixel_bytes;
+  frame.origin_ = 0;
+  frame.row_pitch_ = 0;
+  frame.column_pitch_ = 1;
+  return frame;
+}
+
 void WaveFrame::clear_border(const FrameArea& area) const {
   if (column_pitch_ != 1) {
     std::memset(memory_, kZero, bytes());

@@ -1,9 +1,10 @@
 // The memory of a wave network's activations: channels last, as the kernels of
 // quantized_trimmed_conv2d_kernel.hpp read them, in a border of zeros, which are 128 there.
 //
-// A pass over a whole picture goes by rows, and so does the memory. A wave cuts a group along a
-// slanted line; there memory goes by *lines*: the positions of a wave are neighbours, which the
-// processor fetches ahead, and no more lines are kept than waves still read.
+// A pass over a whole picture goes by rows, and so does the memory; of tensors that the same rows
+// of the next layers read at once, a row is enough. A wave cuts a group along a slanted line; there
+// memory goes by *lines*: the positions of a wave are neighbours, which the processor fetches
+// ahead, and no more lines are kept than waves still read.
 #pragma once
 
 #include <cstddef>
@@ -46,6 +47,8 @@ class WaveFrame {
   static WaveFrame of_rows(const FrameArea& area, std::int64_t pitch, std::int64_t pixel_bytes);
   static WaveFrame of_lines(const FrameArea& area, const LineWindow& window,
                             std::int64_t pixel_bytes);
+  // All rows are in the same place.
+  static WaveFrame of_one_row(const FrameArea& area, std::int64_t pixel_bytes);
 
   std::size_t bytes() const { return static_cast<std::size_t>(pixels_ * pixel_bytes_); }
   void use(std::uint8_t* memory) { memory_ = memory; }

@@ -26,6 +26,11 @@ constexpr std::int64_t kBlockPositions = 48;
 
 constexpr std::int64_t kMaxStep = 1 << 20;
 
+// Shares of a pass that a thread takes one after the other, at most.
+constexpr std::int64_t kShares = 8;
+
+constexpr int kOneRow = -1;  // instead of the owner of a tensor's memory
+
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("wave network: " + message);
 }
@@ -106,6 +111,11 @@ struct WaveNetwork::Frames {
     const std::vector<int> owner = network.owners(is_pass);
     for (std::size_t t = 0; t < network.pixel_bytes_.size(); ++t) {
       const int bytes = network.pixel_bytes_[t];
+      if (owner[t] == kOneRow) {
+        tensors.push_back(WaveFrame::of_one_row(area, bytes));
+        in_one_row.push_back(t);
+        continue;
+      }
       const bool is_in_lines = window && !network.known_[t];
       tensors.push_back(is_in_lines ? WaveFrame::of_lines(area, *window, bytes)
                                     : WaveFrame::of_rows(area, pitch, bytes));
@@ -127,11 +137,26 @@ struct WaveNetwork::Frames {
 
   const WaveFrame& of(int tensor) const { return tensors[static_cast<std::size_t>(tensor)]; }
 
+  // The tensors, with memory of its own for those of which a row is kept: of one thread.
+  struct Share {
+    explicit Share(const Frames& frames) : tensors(frames.tensors) {
+      for (const std::size_t t : frames.in_one_row) {
+        rows.emplace_back(tensors[t].bytes() + kTrimmedSlack);
+        tensors[t].use(rows.back().data());
+      }
+    }
+
+    std::vector<WaveFrame> tensors;
+
+   private:
+    std::vector<AlignedBuffer> rows;
+  };
+
   FrameArea area;
   TrimmedKernel kernel;
   std::optional<LineWindow> window;  // at the first wave
   std::vector<WaveFrame> tensors;
-  std::vector<std::size_t> in_lines;              // tensors
+  std::vector<std::size_t> in_lines, in_one_row;  // tensors
   std::vector<std::unique_ptr<LayerView>> views;  // by layer
 
  private:
@@ -140,7 +165,8 @@ struct WaveNetwork::Frames {
 
 WaveNetwork::~WaveNetwork() = default;
 
-// Whose memory each tensor takes: its own, or in a pass that of an earlier one of the same size.
+// Whose memory each tensor takes: its own, or in a pass that of an earlier one of the same size, or
+// kOneRow, if the stage that makes it alone reads it, and so pixel by pixel.
 std::vector<int> WaveNetwork::owners(bool is_pass) const {
   std::vector<int> owner(pixel_bytes_.size());
   std::iota(owner.begin(), owner.end(), 0);
@@ -159,6 +185,11 @@ std::vector<int> WaveNetwork::owners(bool is_pass) const {
   }
   std::vector<std::size_t> free_after = last_read;  // of the memory of an owner
   for (std::size_t t = 1 + side_widths_.size(); t < owner.size(); ++t) {
+    // The last layer may run in a stage of its own: see Pass.
+    if (last_read[t] == made[t] && layers_.back().input != static_cast<int>(t)) {
+      owner[t] = kOneRow;
+      continue;
+    }
     for (std::size_t earlier = 0; earlier < t; ++earlier) {
       const bool is_owner = owner[earlier] == static_cast<int>(earlier);
       if (!is_owner || pixel_bytes_[earlier] != pixel_bytes_[t]) continue;
@@ -434,14 +465,18 @@ std::size_t WaveNetwork::max_wave(std::int64_t height, std::int64_t width) const
 
 // Computes positions [begin, begin + count) of a run. Where the layer has an active array, they
 // are all at the same place in the period. The last layer writes to `indexes`.
-void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run& run,
+void WaveNetwork::run_layer(std::size_t number, const Frames& frames,
+                            const std::vector<WaveFrame>& tensors, const Run& run,
                             std::int64_t begin, std::int64_t count, std::uint8_t* indexes,
                             std::int64_t index_step) const {
   const Layer& layer = layers_[number];
+  const auto of = [&](int tensor) -> const WaveFrame& {
+    return tensors[static_cast<std::size_t>(tensor)];
+  };
   const std::int64_t row = run.row + begin * run.row_step;
   const std::int64_t column = run.column + begin * run.column_step;
   const int channel = run.group * layer.conv.out_width();
-  const WaveFrame& input = frames.of(layer.input);
+  const WaveFrame& input = of(layer.input);
   TrimmedTile tile = {count,
                       input.at(row, column),
                       input.step(run.row_step, run.column_step),
@@ -450,12 +485,12 @@ void WaveNetwork::run_layer(std::size_t number, const Frames& frames, const Run&
                       indexes,
                       index_step};
   if (layer.residual >= 0) {
-    const WaveFrame& residual = frames.of(layer.residual);
+    const WaveFrame& residual = of(layer.residual);
     tile.residual = residual.at(row, column) + channel;
     tile.residual_step = residual.step(run.row_step, run.column_step);
   }
   if (layer.output >= 0) {
-    const WaveFrame& output = frames.of(layer.output);
+    const WaveFrame& output = of(layer.output);
     tile.out = output.at(row, column) + channel;
     tile.out_step = output.step(run.row_step, run.column_step);
   }
@@ -469,13 +504,14 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
                              std::uint8_t* indexes, int threads) const {
   const std::int64_t height = frames.area.height;
   const std::int64_t width = frames.area.width;
-  const auto run_row = [&](std::size_t number, int group, std::int64_t row) {
+  const auto run_row = [&](const std::vector<WaveFrame>& tensors, std::size_t number, int group,
+                           std::int64_t row) {
     const std::int64_t period = layers_[number].active.empty() ? 1 : order_.phase_columns;
     for (std::int64_t first = 0; first < std::min(period, width); ++first) {
       const Run run = {group, row, first, 0, period, ceil_div(width - first, period), 0, 1};
       std::uint8_t* out =
           layers_[number].output < 0 ? indexes + (group * height + row) * width + first : nullptr;
-      run_layer(number, frames, run, 0, run.count, out, period);
+      run_layer(number, frames, tensors, run, 0, run.count, out, period);
     }
   };
   for (const Stage& stage : stages) {
@@ -487,13 +523,17 @@ void WaveNetwork::run_stages(const std::vector<Stage>& stages, const Frames& fra
     });
     if (stage.size() == 1) {
       parallel_for(height * groups_, threads, [&](std::int64_t item) {
-        run_row(stage[0], static_cast<int>(item / height), item % height);
+        run_row(frames.tensors, stage[0], static_cast<int>(item / height), item % height);
       });
       continue;
     }
-    parallel_for(height, threads, [&](std::int64_t row) {
-      for (const std::size_t number : stage) {
-        for (int g = 0; g < groups_; ++g) run_row(number, g, row);
+    const std::int64_t shares = std::min<std::int64_t>(height, kShares * std::max(threads, 1));
+    parallel_for(shares, threads, [&](std::int64_t item) {
+      const Frames::Share share(frames);
+      for (std::int64_t row = height * item / shares; row < height * (item + 1) / shares; ++row) {
+        for (const std::size_t number : stage) {
+          for (int g = 0; g < groups_; ++g) run_row(share.tensors, number, g, row);
+        }
       }
     });
   }
@@ -531,7 +571,7 @@ void WaveNetwork::run_share(const Stage& stage, const Frames& frames, const std:
       if (begin == end) continue;
       std::uint8_t* out = indexes + run.first + static_cast<std::size_t>(begin) * run.index_step;
       for (const std::size_t layer : stage) {
-        run_layer(layer, frames, run, begin, end - begin, out,
+        run_layer(layer, frames, frames.tensors, run, begin, end - begin, out,
                   static_cast<std::int64_t>(run.index_step));
       }
     }
@@ -652,7 +692,7 @@ void WaveNetwork::put_in_order(const std::int32_t* symbols, const std::uint8_t* 
   const std::int64_t area = height * width;
   const std::int64_t waves = num_waves(height, width);
   const std::int64_t parts = waves < 8 * threads ? threads : 1;
-  const std::int64_t chunks = std::min<std::int64_t>(waves, 8 * std::int64_t{threads});
+  const std::int64_t chunks = std::min<std::int64_t>(waves, kShares * std::int64_t{threads});
   std::vector<std::size_t> begins;  // of chunks
   std::vector<Run> counted;
   std::size_t total = 0;

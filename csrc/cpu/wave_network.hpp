@@ -100,8 +100,9 @@ class WaveNetwork {
                          std::vector<Run>& runs, std::size_t& size) const;
   std::size_t max_runs(std::int64_t height, std::int64_t width) const;
   std::size_t max_wave(std::int64_t height, std::int64_t width) const;
-  void run_layer(std::size_t number, const Frames& frames, const Run& run, std::int64_t begin,
-                 std::int64_t count, std::uint8_t* indexes, std::int64_t index_step) const;
+  void run_layer(std::size_t number, const Frames& frames, const std::vector<WaveFrame>& tensors,
+                 const Run& run, std::int64_t begin, std::int64_t count, std::uint8_t* indexes,
+                 std::int64_t index_step) const;
   void run_stages(const std::vector<Stage>& stages, const Frames& frames, std::uint8_t* indexes,
                   int threads) const;
   void run_share(const Stage& stage, const Frames& frames, const std::vector<Run>& runs, int thread,
