@@ -205,8 +205,10 @@ def test_training_by_the_clock(pictures, tmp_path, monkeypatch):
     assert LosslessTrainer(pictures, tmp_path, options).progress() > 1  # resumed, and done
 
 
-def test_training_lowers_the_rate(pictures, tmp_path):
-    options = LosslessOptions(**{**SHORT, "steps": 60, "quantize": 5, "crop": 32}, warmup=1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_lowers_the_rate(pictures, tmp_path, workers):
+    short = {**SHORT, "steps": 60, "quantize": 5, "crop": 32, "workers": workers}
+    options = LosslessOptions(**short, warmup=1)
     trainer = LosslessTrainer(pictures, tmp_path, options)
     before = trainer.validate()
     trainer.run()
