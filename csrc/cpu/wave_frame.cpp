@@ -98,20 +98,37 @@ void WaveFrame::clear_border(const FrameArea& area) const {
 void WaveFrame::advance(const FrameArea& area, const LineWindow& window, std::int64_t lines) {
   const std::int64_t pitch = window.pitch();
   const std::int64_t kept = std::max<std::int64_t>(window.count() - lines, 0);
-  const auto size = [&](std::int64_t pixels) {
-    return static_cast<std::size_t>(pixels * pixel_bytes_);
-  };
-  if (kept > 0) std::memmove(memory_, memory_ + size(lines * pitch), size(kept * pitch));
   origin_ -= lines * pitch;
-  // Later lines end at later rows: beyond their ends, the memory still is as cleared at first. But
-  // they begin at later rows too, before which a kernel sees as far as its radius.
+  // Of the positions of a line in the picture, the first row and the one after the last.
+  const auto begin = [&](std::int64_t line) {
+    return ceil_div(std::max<std::int64_t>(line - area.width + 1, 0), window.slope());
+  };
+  const auto end = [&](std::int64_t line) {
+    return line < 0 ? 0 : std::min(line / window.slope() + 1, area.height);
+  };
+  // Later lines begin and end at later rows. Beyond its end a line still is as cleared at first;
+  // before it begins, a kernel sees as far as its radius.
+  const auto border_end = [&](std::int64_t line) {
+    return std::min(begin(line), area.height + area.padding);
+  };
+  const auto bytes_from = [&](std::int64_t first,
+                              std::int64_t last) {  // rows, with a radius before
+    return static_cast<std::size_t>(std::max<std::int64_t>(last - first + area.padding, 0) *
+                                    pixel_bytes_);
+  };
+  const auto at = [&](std::int64_t line, std::int64_t row) {
+    return memory_ + (line * pitch + row) * pixel_bytes_;
+  };
+  const std::int64_t first = begin(window.first());
+  const std::int64_t last_kept = window.first() + kept - 1;
+  const std::size_t moved = bytes_from(first, std::max(end(last_kept), border_end(last_kept)));
+  for (std::int64_t i = 0; i < kept && moved > 0; ++i) {
+    std::memmove(at(i, first), at(i + lines, first), moved);
+  }
   for (std::int64_t i = kept; i < window.count(); ++i) {
-    const std::int64_t beyond = std::max<std::int64_t>(window.first() + i - area.width + 1, 0);
-    const std::int64_t begin = ceil_div(beyond, window.slope());
-    const std::int64_t end = std::min(begin, area.height + area.padding);
-    if (end <= begin - area.padding) continue;
-    std::memset(memory_ + (i * pitch + begin) * pixel_bytes_, kZero,
-                size(end - begin + area.padding));
+    const std::int64_t line = window.first() + i;
+    const std::size_t cleared = bytes_from(begin(line), border_end(line));
+    if (cleared > 0) std::memset(at(i, begin(line)), kZero, cleared);
   }
 }
 

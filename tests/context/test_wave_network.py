@@ -312,6 +312,8 @@ def test_side_tensors(seed, order, groups, kernel, height, width, threads):
         ((3, 40, 1), 20, 400, 0),  # a line has few positions in the picture
         ((2, 5, 2), 60, 90, 0),  # positions are two rows apart
         ((1, 1, 1), 2, 500, 21),
+        ((1, 1, 1), 300, 30, 21),
+        ((9, 3, 1), 300, 100, 81),
         ((1, 1, 1), 400, 3, 0),
     ],
 )
