@@ -159,6 +159,7 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
   for (int g = 0; g < from.groups; g += together) {
     merged_.push_back(pack(g * out_width_, std::min(together, from.groups - g) * out_width_));
   }
+  // By what AVX-512 does: other kernels take inputs, twice as many as pairs.
   const auto cost = [](const std::vector<Group>& groups) {
     std::size_t sum = 0;
     for (const Group& group : groups) {

@@ -24,6 +24,7 @@ std::optional<LineWindow> LineWindow::fit(const FrameArea& area, int groups,
                                           std::int64_t column_step) {
   if (row_step < 1 || column_step < 1 || row_step % column_step != 0) return std::nullopt;
   LineWindow window;
+  window.area_ = area;
   window.slope_ = row_step / column_step;
   window.wave_step_ = column_step;
   // The last group is so far behind the first, and looks back by a kernel's radius.
@@ -46,6 +47,14 @@ std::int64_t LineWindow::advance(std::int64_t t) {
   return lines;
 }
 
+std::int64_t LineWindow::begin(std::int64_t line) const {
+  return ceil_div(std::max<std::int64_t>(line - area_.width + 1, 0), slope_);
+}
+
+std::int64_t LineWindow::end(std::int64_t line) const {
+  return line < 0 ? 0 : std::min(line / slope_ + 1, area_.height);
+}
+
 WaveFrame WaveFrame::of_rows(const FrameArea& area, std::int64_t pitch, std::int64_t pixel_bytes) {
   WaveFrame frame;
   frame.pixels_ = (area.height + 2 * area.padding) * pitch;
@@ -56,12 +65,11 @@ WaveFrame WaveFrame::of_rows(const FrameArea& area, std::int64_t pitch, std::int
   return frame;
 }
 
-WaveFrame WaveFrame::of_lines(const FrameArea& area, const LineWindow& window,
-                              std::int64_t pixel_bytes) {
+WaveFrame WaveFrame::of_lines(const LineWindow& window, std::int64_t pixel_bytes) {
   WaveFrame frame;
   frame.pixels_ = window.count() * window.pitch();
   frame.pixel_bytes_ = pixel_bytes;
-  frame.origin_ = -window.first() * window.pitch() + area.padding;
+  frame.origin_ = -window.first() * window.pitch() + window.area().padding;
   frame.row_pitch_ = window.slope() * window.pitch() + 1;
   frame.column_pitch_ = window.pitch();
   return frame;
@@ -95,40 +103,30 @@ void WaveFrame::clear_border(const FrameArea& area) const {
   std::memset(row, kZero, static_cast<std::size_t>(area.padding * pitch));
 }
 
-void WaveFrame::advance(const FrameArea& area, const LineWindow& window, std::int64_t lines) {
+void WaveFrame::advance(const LineWindow& window, std::int64_t lines) {
   const std::int64_t pitch = window.pitch();
+  const std::int64_t padding = window.area().padding;
+  const std::int64_t below = window.area().height + padding;
   const std::int64_t kept = std::max<std::int64_t>(window.count() - lines, 0);
   origin_ -= lines * pitch;
-  // Of the positions of a line in the picture, the first row and the one after the last.
-  const auto begin = [&](std::int64_t line) {
-    return ceil_div(std::max<std::int64_t>(line - area.width + 1, 0), window.slope());
+  const auto at = [&](std::int64_t line_in_memory, std::int64_t row) {
+    return memory_ + (line_in_memory * pitch + padding + row) * pixel_bytes_;
   };
-  const auto end = [&](std::int64_t line) {
-    return line < 0 ? 0 : std::min(line / window.slope() + 1, area.height);
+  const auto size = [&](std::int64_t first_row, std::int64_t end_row) {
+    return static_cast<std::size_t>(std::max<std::int64_t>(end_row - first_row, 0) * pixel_bytes_);
   };
   // Later lines begin and end at later rows. Beyond its end a line still is as cleared at first;
   // before it begins, a kernel sees as far as its radius.
-  const auto border_end = [&](std::int64_t line) {
-    return std::min(begin(line), area.height + area.padding);
-  };
-  const auto bytes_from = [&](std::int64_t first,
-                              std::int64_t last) {  // rows, with a radius before
-    return static_cast<std::size_t>(std::max<std::int64_t>(last - first + area.padding, 0) *
-                                    pixel_bytes_);
-  };
-  const auto at = [&](std::int64_t line, std::int64_t row) {
-    return memory_ + (line * pitch + row) * pixel_bytes_;
-  };
-  const std::int64_t first = begin(window.first());
-  const std::int64_t last_kept = window.first() + kept - 1;
-  const std::size_t moved = bytes_from(first, std::max(end(last_kept), border_end(last_kept)));
-  for (std::int64_t i = 0; i < kept && moved > 0; ++i) {
-    std::memmove(at(i, first), at(i + lines, first), moved);
+  const std::int64_t last = window.first() + kept - 1;
+  const std::int64_t top = window.begin(window.first()) - padding;
+  const std::int64_t bottom = std::max(window.end(last), std::min(window.begin(last), below));
+  for (std::int64_t i = 0; i < kept && top < bottom; ++i) {
+    std::memmove(at(i, top), at(i + lines, top), size(top, bottom));
   }
   for (std::int64_t i = kept; i < window.count(); ++i) {
-    const std::int64_t line = window.first() + i;
-    const std::size_t cleared = bytes_from(begin(line), border_end(line));
-    if (cleared > 0) std::memset(at(i, begin(line)), kZero, cleared);
+    const std::int64_t begin = window.begin(window.first() + i);
+    const std::size_t cleared = size(begin - padding, std::min(begin, below));
+    if (cleared > 0) std::memset(at(i, begin - padding), kZero, cleared);
   }
 }
 

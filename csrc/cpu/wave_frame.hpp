@@ -27,15 +27,21 @@ class LineWindow {
   static std::optional<LineWindow> fit(const FrameArea& area, int groups, std::int64_t group_step,
                                        std::int64_t row_step, std::int64_t column_step);
 
+  const FrameArea& area() const { return area_; }
   std::int64_t slope() const { return slope_; }
   std::int64_t pitch() const { return pitch_; }  // pixels from line to line
   std::int64_t count() const { return count_; }
   std::int64_t first() const { return first_; }
 
+  // Rows of a line's positions in the picture: the first, and the one after the last.
+  std::int64_t begin(std::int64_t line) const;
+  std::int64_t end(std::int64_t line) const;
+
   // Brings the line of wave t into memory. Returns by how many lines all others have to move.
   std::int64_t advance(std::int64_t t);
 
  private:
+  FrameArea area_;
   std::int64_t slope_, wave_step_;
   std::int64_t live_;  // lines that a wave reads, up to its newest one
   std::int64_t count_, pitch_, first_;
@@ -45,8 +51,7 @@ class LineWindow {
 class WaveFrame {
  public:
   static WaveFrame of_rows(const FrameArea& area, std::int64_t pitch, std::int64_t pixel_bytes);
-  static WaveFrame of_lines(const FrameArea& area, const LineWindow& window,
-                            std::int64_t pixel_bytes);
+  static WaveFrame of_lines(const LineWindow& window, std::int64_t pixel_bytes);
   // All rows are in the same place.
   static WaveFrame of_one_row(const FrameArea& area, std::int64_t pixel_bytes);
 
@@ -69,7 +74,7 @@ class WaveFrame {
   void clear_border(const FrameArea& area) const;
 
   // Follows a window of lines that has advanced by so many, with the border of the new ones.
-  void advance(const FrameArea& area, const LineWindow& window, std::int64_t lines);
+  void advance(const LineWindow& window, std::int64_t lines);
 
  private:
   std::uint8_t* memory_ = nullptr;

@@ -117,7 +117,7 @@ struct WaveNetwork::Frames {
         continue;
       }
       const bool is_in_lines = window && !network.known_[t];
-      tensors.push_back(is_in_lines ? WaveFrame::of_lines(area, *window, bytes)
+      tensors.push_back(is_in_lines ? WaveFrame::of_lines(*window, bytes)
                                     : WaveFrame::of_rows(area, pitch, bytes));
       WaveFrame& frame = tensors.back();
       if (is_in_lines) in_lines.push_back(t);
@@ -794,7 +794,7 @@ void WaveNetwork::decode(rans::Decoder& decoder, const std::vector<const std::in
       if (const std::int64_t lines = window ? window->advance(t) : 0; lines > 0) {
         for (std::size_t i = static_cast<std::size_t>(thread); i < frames.in_lines.size();
              i += static_cast<std::size_t>(team)) {
-          frames.tensors[frames.in_lines[i]].advance(frames.area, *window, lines);
+          frames.tensors[frames.in_lines[i]].advance(*window, lines);
         }
         barrier.wait();
       }
