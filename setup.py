@@ -36,6 +36,14 @@ SIMD_FLAGS = {
         "-Wno-maybe-uninitialized",
         "-Wno-uninitialized",
     ],
+    "_avx512bf16": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512bf16",
+        "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
+    ],
     "_amx": [
         "-mavx512f",
         "-mavx512bw",

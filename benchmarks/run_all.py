@@ -39,11 +39,11 @@ def package(name: str):
     return lambda: None if found else f"needs the package {name}: pip install {name}"
 
 
-def tiles() -> str | None:
+def bfloat16() -> str | None:
     """For :attr:`Step.needs`."""
     from pycodec import _cpu
 
-    return None if _cpu.runs_bfloat16() else "needs a processor with AMX"
+    return None if _cpu.runs_bfloat16() else "needs a processor with AVX-512 BF16 or AMX"
 
 
 def folder_given(path: Path | None, option: str):
@@ -77,7 +77,7 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         script("ops/quantized_trimmed_conv2d.py"),
         with_json("ops/masked_conv2d.py"),
         with_json("ops/trimmed_conv2d.py", seconds=1200),
-        replace(with_json("ops/trimmed_training.py"), needs=tiles),
+        replace(with_json("ops/trimmed_training.py"), needs=bfloat16),
         with_json("ops/pseudocylindrical_pad.py"),
         Step("bench", bench, 900),
         Step("bench_lossless", (*bench, "--lossless"), 1800),

@@ -1,4 +1,4 @@
-"""A trimmed layer in training, forward and backward, on a processor with matrix tiles.
+"""A trimmed layer in training, forward and backward, on a processor that multiplies bfloat16.
 
 Question: on a hidden layer of the lossless network, a trimmed convolution and PReLU on bfloat16
 crops, how much faster are the kernels of ``pycodec.ops.trimmed_training`` than PyTorch (oneDNN)
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     options = parser.parse_args()
     if not _cpu.runs_bfloat16():
-        parser.error("this processor has no matrix tiles of bfloat16")
+        parser.error("this processor has neither AVX-512 BF16 nor AMX")
     torch.manual_seed(0)
     keep_memory()
     rows = []

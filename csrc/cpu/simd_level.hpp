@@ -20,7 +20,8 @@ SimdLevel simd_level();
 // Throws std::invalid_argument where this processor cannot run `level`.
 void set_simd_level(SimdLevel level);
 
-// "scalar", "neon", "avx2", "avx512vnni", "amx" (that and tiles of int8 and bfloat16).
+// "scalar", "neon", "avx2", "avx512vnni", "amx" (that and tiles of int8 and bfloat16). AVX-512 BF16
+// is no level: only kernels for training ask whether it is there.
 const char* simd_level_name(SimdLevel level);
 
 // The opposite; throws std::invalid_argument for any other name.

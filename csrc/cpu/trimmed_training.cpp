@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/aligned_buffer.hpp"
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd_level.hpp"
 #include "cpu/trimmed_training_kernel.hpp"
@@ -19,22 +20,28 @@ constexpr std::int64_t kHalf = kBlock / 2;
 constexpr std::int64_t kTileSums = kHalf * kHalf;
 constexpr std::int64_t kCorrelationPositions = 384;  // what stays in the first-level cache
 
-const Bfloat16Kernel* kernel_for(SimdLevel level) {
+struct Bfloat16Kernel {
+  const Bfloat16Products* products;  // null where the SIMD level in force has none
+  const Bfloat16Passes* passes;
+};
+
+Bfloat16Kernel find_kernel() {
 #if defined(__x86_64__)
-  if (level == SimdLevel::kAmx) return &kBfloat16KernelAmx;
+  const SimdLevel level = simd_level();
+  if (level == SimdLevel::kAmx) return {&kBfloat16ProductsAmx, &kBfloat16PassesAvx512};
+  if (level == SimdLevel::kAvx512Vnni && __builtin_cpu_supports("avx512bf16")) {
+    return {&kBfloat16ProductsAvx512, &kBfloat16PassesAvx512};
+  }
 #endif
-  static_cast<void>(level);
-  return nullptr;
+  return {};
 }
 
-const Bfloat16Kernel& kernel() {
-  const Bfloat16Kernel* found = kernel_for(simd_level());
-  if (found == nullptr) throw std::invalid_argument("bfloat16 needs a processor with AMX");
-  return *found;
-}
-
-std::int64_t round_up(std::int64_t a, std::int64_t multiple) {
-  return (a + multiple - 1) / multiple * multiple;
+Bfloat16Kernel kernel() {
+  const Bfloat16Kernel found = find_kernel();
+  if (found.products == nullptr) {
+    throw std::invalid_argument("bfloat16 needs a processor with AVX-512 BF16 or AMX");
+  }
+  return found;
 }
 
 void check(const TrimmedShape& shape) {
@@ -143,10 +150,10 @@ class Frame {
   AlignedBuffer values_;
 };
 
-// The blocks of outputs, with the weights in the order of the tiles.
+// The blocks of outputs, with the weights in the order of the kernel.
 class Weights {
  public:
-  Weights(const TrimmedShape& s, const Mask& mask, std::int64_t row_bytes,
+  Weights(const TrimmedShape& s, const Mask& mask, std::int64_t row_bytes, std::int64_t inputs,
           const std::uint16_t* weight, const float* bias)
       : packed_(static_cast<std::size_t>(2 * s.kernel_height * s.kernel_width * s.in_channels *
                                          s.out_channels)) {
@@ -158,15 +165,15 @@ class Weights {
       firsts.push_back(static_cast<std::int64_t>(entries_.size()));
       for (const int wanted : {3, 1, 2}) {
         for (std::int64_t tap = 0; tap < taps; ++tap) {
-          for (std::int64_t in = 0; in < s.in_channels; in += kBlock) {
-            const int halves = mask.any(out, kHalf, in, kBlock, tap) +
-                               2 * mask.any(out + kHalf, kHalf, in, kBlock, tap);
+          for (std::int64_t in = 0; in < s.in_channels; in += inputs) {
+            const int halves = mask.any(out, kHalf, in, inputs, tap) +
+                               2 * mask.any(out + kHalf, kHalf, in, inputs, tap);
             if (halves != wanted) continue;
             const std::int64_t offset =
                 tap / s.kernel_width * row_bytes + 2 * (tap % s.kernel_width * s.in_channels + in);
             entries_.push_back({offset, to});
             ++(wanted == 3 ? block.both : wanted == 1 ? block.first : block.second);
-            for (std::int64_t i = in; i < in + kBlock; i += 2) {
+            for (std::int64_t i = in; i < in + inputs; i += 2) {
               for (std::int64_t o = out; o < out + kBlock; ++o) {
                 for (std::int64_t j = i; j < i + 2; ++j) {
                   *to++ = mask.sees(o, j, tap) ? weight[(o * s.in_channels + j) * taps + tap] : 0;
@@ -211,8 +218,9 @@ class Correlation {
       for (std::int64_t out = 0; out < s.out_channels; out += kBlock) {
         for (std::int64_t tap = 0; tap < taps_; ++tap) {
           unsigned seen = 0;
-          for (unsigned i = 0; i < 4; ++i) {
-            const bool any = mask.any(out + i % 2 * kHalf, kHalf, in + i / 2 * kHalf, kHalf, tap);
+          for (unsigned i = 0; i < 8; ++i) {
+            const bool any =
+                mask.any(out + i % 2 * kHalf, kHalf, in + i / 2 * kQuarter, kQuarter, tap);
             seen |= static_cast<unsigned>(any) << i;
           }
           seen_.push_back(seen);
@@ -221,15 +229,15 @@ class Correlation {
     }
   }
 
-  void add(const Bfloat16Kernel& kernel, const std::uint16_t* x, const std::uint16_t* grad,
+  void add(const Bfloat16Kernel& kernels, const std::uint16_t* x, const std::uint16_t* grad,
            const Band& band) {
     const std::int64_t x_columns = frame_.columns(), in_channels = shape_.in_channels;
     frame_.fill(x, band);
     auto* turned = reinterpret_cast<std::uint16_t*>(x_.data());
     for (std::int64_t row = 0; row < band.rows + shape_.kernel_height - 1; ++row) {
       for (std::int64_t in = 0; in < in_channels; in += kBlock) {
-        kernel.transpose(frame_.row(row) + in, in_channels, static_cast<int>(x_columns),
-                         turned + (row * in_channels + in) * x_columns, x_columns);
+        kernels.passes->transpose(frame_.row(row) + in, in_channels, static_cast<int>(x_columns),
+                                  turned + (row * in_channels + in) * x_columns, x_columns);
       }
     }
     // [output block][row][position pair][channel][2]
@@ -239,9 +247,10 @@ class Correlation {
       const std::int64_t position =
           (band.image * shape_.height + band.top + row) * shape_.width + band.left;
       for (std::int64_t out = 0; out < shape_.out_channels; out += kBlock) {
-        kernel.interleave(grad + position * shape_.out_channels + out, shape_.out_channels,
-                          static_cast<int>(band.columns),
-                          paired + (out / kBlock * kBandRows + row) * grad_row, &bias_[out]);
+        kernels.passes->interleave(grad + position * shape_.out_channels + out, shape_.out_channels,
+                                   static_cast<int>(band.columns),
+                                   paired + (out / kBlock * kBandRows + row) * grad_row,
+                                   &bias_[out]);
       }
     }
     const std::int64_t steps = round_up(band.columns, kBlock) / kBlock;
@@ -256,12 +265,13 @@ class Correlation {
             const std::int64_t row = first + tap / shape_.kernel_width;
             const std::uint16_t* window =
                 turned + (row * in_channels + in) * x_columns + tap % shape_.kernel_width;
-            kernel.correlate(reinterpret_cast<const std::uint8_t*>(window),
-                             2 * in_channels * x_columns, 2 * x_columns,
-                             reinterpret_cast<const std::uint8_t*>(
-                                 paired + (out / kBlock * kBandRows + first) * grad_row),
-                             2 * grad_row, static_cast<int>(std::min(rows, band.rows - first)),
-                             static_cast<int>(steps), seen[tap], sums + tap * kBlock * kBlock);
+            kernels.products->correlate(
+                reinterpret_cast<const std::uint8_t*>(window), 2 * in_channels * x_columns,
+                2 * x_columns,
+                reinterpret_cast<const std::uint8_t*>(paired + (out / kBlock * kBandRows + first) *
+                                                                   grad_row),
+                2 * grad_row, static_cast<int>(std::min(rows, band.rows - first)),
+                static_cast<int>(steps), seen[tap], sums + tap * kBlock * kBlock);
           }
         }
         seen += taps_;
@@ -337,17 +347,18 @@ void add_over_positions(std::int64_t positions, std::int64_t channels, int threa
 
 }  // namespace
 
-bool runs_bfloat16() { return kernel_for(simd_level()) != nullptr; }
+bool runs_bfloat16() { return find_kernel().products != nullptr; }
 
 void bfloat16_trimmed_conv2d(const TrimmedShape& shape, const std::uint16_t* x,
                              const std::uint16_t* weight, const bool* mask, const float* bias,
                              std::uint16_t* out, int threads) {
   check(shape);
-  const Bfloat16Kernel& kernels = kernel();
+  const Bfloat16Kernel kernels = kernel();
   if (is_empty(shape)) return;
   const std::int64_t stride = 2 * shape.in_channels;
   const std::int64_t row_bytes = Frame(shape).columns() * stride;
-  const Weights weights(shape, Mask(shape, mask), row_bytes, weight, bias);
+  const Weights weights(shape, Mask(shape, mask), row_bytes, kernels.products->inputs, weight,
+                        bias);
   const Bands bands(shape);
   share(bands.count(), threads, [&](std::int64_t begin, std::int64_t end) {
     Frame frame(shape);
@@ -359,8 +370,9 @@ void bfloat16_trimmed_conv2d(const TrimmedShape& shape, const std::uint16_t* x,
             (band.image * shape.height + band.top + row) * shape.width + band.left;
         std::uint16_t* to = out + position * shape.out_channels;
         for (const Bfloat16Block& block : weights.blocks()) {
-          kernels.convolve(block, reinterpret_cast<const std::uint8_t*>(frame.row(row)), stride,
-                           static_cast<int>(band.columns), to, shape.out_channels);
+          kernels.products->convolve(block, reinterpret_cast<const std::uint8_t*>(frame.row(row)),
+                                     stride, static_cast<int>(band.columns), to,
+                                     shape.out_channels);
           to += kBlock;
         }
       }
@@ -372,7 +384,7 @@ void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uin
                                        const std::uint16_t* grad, const bool* mask,
                                        float* weight_gradient, float* bias_gradient, int threads) {
   check(shape);
-  const Bfloat16Kernel& kernels = kernel();
+  const Bfloat16Kernel kernels = kernel();
   const std::int64_t weights =
       shape.out_channels * shape.in_channels * shape.kernel_height * shape.kernel_width;
   std::fill(weight_gradient, weight_gradient + weights, 0.0f);
@@ -392,24 +404,24 @@ void bfloat16_trimmed_conv2d_gradients(const TrimmedShape& shape, const std::uin
 void bfloat16_prelu_gradients(std::int64_t positions, std::int64_t channels, const std::uint16_t* x,
                               const float* slope, const std::uint16_t* grad,
                               std::uint16_t* x_gradient, float* slope_gradient, int threads) {
-  const Bfloat16Kernel& kernels = kernel();
+  const Bfloat16Kernel kernels = kernel();
   add_over_positions(positions, channels, threads, slope_gradient,
                      [&](std::int64_t count, std::int64_t at, std::int64_t channel, float* sums) {
-                       kernels.prelu_gradients(count, channels, x + at, slope + channel, grad + at,
-                                               x_gradient + at, sums);
+                       kernels.passes->prelu_gradients(count, channels, x + at, slope + channel,
+                                                       grad + at, x_gradient + at, sums);
                      });
 }
 
 void bfloat16_fake_quantize(std::int64_t positions, std::int64_t channels, const std::uint16_t* x,
                             const std::uint16_t* residual, const float* scale, std::uint16_t* out,
                             int threads) {
-  const Bfloat16Kernel& kernels = kernel();
+  const Bfloat16Kernel kernels = kernel();
   std::vector<float> none(static_cast<std::size_t>(std::max<std::int64_t>(channels, 0)));
   add_over_positions(positions, channels, threads, none.data(),
                      [&](std::int64_t count, std::int64_t at, std::int64_t channel, float*) {
-                       kernels.fake_quantize(count, channels, x + at,
-                                             residual ? residual + at : nullptr, scale + channel,
-                                             out + at);
+                       kernels.passes->fake_quantize(count, channels, x + at,
+                                                     residual ? residual + at : nullptr,
+                                                     scale + channel, out + at);
                      });
 }
 
@@ -418,10 +430,10 @@ void bfloat16_fake_quantize_gradients(std::int64_t positions, std::int64_t chann
                                       const float* scale, const std::uint16_t* grad,
                                       std::uint16_t* x_gradient, float* scale_gradient,
                                       int threads) {
-  const Bfloat16Kernel& kernels = kernel();
+  const Bfloat16Kernel kernels = kernel();
   add_over_positions(positions, channels, threads, scale_gradient,
                      [&](std::int64_t count, std::int64_t at, std::int64_t channel, float* sums) {
-                       kernels.fake_quantize_gradients(
+                       kernels.passes->fake_quantize_gradients(
                            count, channels, x + at, residual ? residual + at : nullptr,
                            scale + channel, grad + at, x_gradient + at, sums);
                      });

@@ -1,6 +1,6 @@
-// The trimmed convolution in bfloat16 and its gradients, for training on processors that have
-// matrix tiles (AMX). pycodec/ops/trimmed_conv2d.py is its definition. Sums are float32; a result
-// is rounded once.
+// The trimmed convolution in bfloat16 and its gradients, for training on processors that multiply
+// such numbers (AVX-512 BF16, AMX). pycodec/ops/trimmed_conv2d.py is its definition. Sums are
+// float32; a result is rounded once.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace pycodec {
 
 constexpr std::int64_t kBfloat16Channels = 32;  // input and output channels must be multiples
 
-// Whether the SIMD level in force has the tiles.
+// Whether the processor, at the SIMD level in force, can.
 bool runs_bfloat16();
 
 // x: [batch][height][width][in_channels]; weight: [out_channels][in_channels][kernel_height]

@@ -1,10 +1,10 @@
-"""Trimmed layers in bfloat16 on processors with matrix tiles: for training.
+"""Trimmed layers in bfloat16 on processors that multiply it (AVX-512 BF16, AMX): for training.
 
 The same functions as :func:`pycodec.ops.trimmed_conv2d` and ``torch.nn.functional.prelu``, and the
 rounding of integer activations, with gradients, in channels-last memory. The convolution leaves out
-what the mask cuts in units of 32 inputs by 16 outputs; the gradients of PReLU and all of the
-rounding take one pass over the memory each. All fall back to PyTorch wherever the kernels
-(``csrc/cpu/trimmed_training.hpp``) cannot run: the caller need not ask.
+what the mask cuts in units of 16 outputs by 32 inputs with AMX, by 8 without; the gradients of
+PReLU and all of the rounding take one pass over the memory each. All fall back to PyTorch wherever
+the kernels (``csrc/cpu/trimmed_training.hpp``) cannot run: the caller need not ask.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,22 @@ CASES = [
     (3, 20, 31, 64, 128, (3, 3), 1),
     (1, 40, 36, 64, 64, (7, 35), 8),  # wider than the picture
 ]
-tiles = pytest.mark.skipif("amx" not in LEVELS, reason="needs AMX")
+
+
+def runs_bfloat16(level: str) -> bool:
+    with simd_level(level):
+        return _cpu.runs_bfloat16()
+
+
+KERNELS = [level for level in LEVELS if runs_bfloat16(level)]
+"""The levels with kernels of bfloat16; without any, tests of them are skipped."""
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request) -> Iterator[str]:
+    """A level with kernels, in force during the test."""
+    with simd_level(request.param):
+        yield request.param
 
 
 def operands(case: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -77,8 +94,7 @@ def test_convolution(case, order, level):
     assert not actual[2][~wide].any()
 
 
-@tiles
-def test_sums_are_float32():
+def test_sums_are_float32(kernel):
     """A result is rounded once, gradients of weights are not rounded by the kernel at all."""
     x, weight, seen, _, grad = operands(CASES[1])
     last = [t.permute(0, 2, 3, 1).contiguous() for t in (x, grad)]
@@ -91,8 +107,7 @@ def test_sums_are_float32():
     assert relative(torch.from_numpy(found[1]), grad.double().sum((0, 2, 3))) < 1e-5
 
 
-@tiles
-def test_trimmed_weights_take_no_part():
+def test_trimmed_weights_take_no_part(kernel):
     x, weight, seen, bias, grad = operands(CASES[1])
     wide = expand_mask(seen, weight)
     with_nan = torch.where(wide, weight, torch.nan)
@@ -108,9 +123,8 @@ def test_trimmed_weights_take_no_part():
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@tiles
 @pytest.mark.parametrize("threads", [1, 3])
-def test_any_number_of_threads(threads):
+def test_any_number_of_threads(threads, kernel):
     x, weight, seen, bias, grad = operands(CASES[4])
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -144,7 +158,7 @@ def test_prelu(shape, level):
     assert relative(out.detach(), expected.detach()) < 2**-7
     assert relative(leaves[0].grad, exact[0].grad) < 2**-7
     # PyTorch rounds the slopes and their gradients, the kernel does not.
-    assert relative(leaves[1].grad, exact[1].grad) < (1e-4 if level == "amx" else 2**-4)
+    assert relative(leaves[1].grad, exact[1].grad) < (1e-4 if level in KERNELS else 2**-4)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -170,7 +184,7 @@ def test_fake_quantize(shape, added, level):
     expected = run(trimmed_training.fake_quantize_reference, [t.float() for t in operands])
     assert actual[0][0, :4, 0, 0].tolist() == [0, -2, 127, 127]
     assert actual[1][0, :4, 0, 0].tolist() == [*grad[0, :3, 0, 0].tolist(), 0]
-    if level == "amx" or not added:  # else PyTorch rounds the sum to bfloat16 first
+    if level in KERNELS or not added:  # else PyTorch rounds the sum to bfloat16 first
         assert torch.equal(actual[0], expected[0].to(actual[0].dtype))
         for a, e in zip(actual[1:], expected[1:], strict=True):
             assert relative(a, e.double()) < 2**-8
@@ -178,8 +192,7 @@ def test_fake_quantize(shape, added, level):
         assert relative(actual[0], expected[0].double()) < 2**-6
 
 
-@tiles
-def test_fake_quantize_on_any_number_of_threads():
+def test_fake_quantize_on_any_number_of_threads(kernel):
     torch.manual_seed(3)
     x, scale = 60 * torch.randn(2, 96, 40, 50).bfloat16(), torch.rand(96) + 0.5
     before = torch.get_num_threads()
@@ -210,7 +223,6 @@ def test_autocast_reaches_the_kernel():
     assert torch.equal(out, trimmed_training.conv2d(x, weight, seen, bias))
 
 
-@tiles
 @pytest.mark.parametrize(
     "changed",
     [
@@ -225,7 +237,7 @@ def test_autocast_reaches_the_kernel():
     ],
     ids=str,
 )
-def test_bad_arguments(changed):
+def test_bad_arguments(changed, kernel):
     good = {
         "x": np.zeros((1, 4, 4, 32), np.uint16),
         "weight": np.zeros((32, 32, 3, 3), np.uint16),
@@ -237,10 +249,10 @@ def test_bad_arguments(changed):
         _cpu.bfloat16_trimmed_conv2d(**{**good, **changed})
 
 
-def test_levels_without_tiles_say_so():
+def test_levels_without_kernels_say_so():
     with simd_level("scalar"):
         assert not _cpu.runs_bfloat16()
-        with pytest.raises(ValueError, match="AMX"):
+        with pytest.raises(ValueError, match="AVX-512 BF16 or AMX"):
             _cpu.bfloat16_prelu_gradients(
                 np.zeros((1, 32), np.uint16), np.zeros(32, np.float32), np.zeros((1, 32), np.uint16)
             )
