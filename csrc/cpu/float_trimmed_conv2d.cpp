@@ -9,6 +9,7 @@
 
 #include "cpu/aligned_buffer.hpp"
 #include "cpu/float_trimmed_conv2d_kernel.hpp"
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd_level.hpp"
 
@@ -33,11 +34,6 @@ const FloatTrimmedKernel& kernel_for(SimdLevel level) {
     default:
       return kFloatTrimmedKernelScalar;
   }
-}
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t multiple) {
-  return ceil_div(a, multiple) * multiple;
 }
 
 // How a picture is cut: tiles of rows x columns outputs, whose inputs are copied into a buffer

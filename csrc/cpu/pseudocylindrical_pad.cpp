@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "cpu/aligned_buffer.hpp"
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/pseudocylindrical_pad_kernel.hpp"
 #include "cpu/simd_level.hpp"
@@ -40,8 +41,6 @@ const PadKernel& kernel_for(SimdLevel level) {
       return kPadKernelScalar;
   }
 }
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 void check(const PadShape& s, const std::vector<std::int64_t>& widths) {
   if (widths.empty() || s.batch % static_cast<std::int64_t>(widths.size()) != 0) {

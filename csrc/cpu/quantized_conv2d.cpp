@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd_level.hpp"
 
@@ -29,8 +30,6 @@ const ConvKernel& kernel_for(SimdLevel level, bool wide) {
       return kConvKernelScalar;
   }
 }
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 const QuantizedConv2d::Shape& checked(const QuantizedConv2d::Shape& shape) {
   if (shape.out_channels < 1 || shape.in_channels < 1) {

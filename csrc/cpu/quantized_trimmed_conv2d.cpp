@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 
 namespace pycodec {
@@ -16,8 +17,6 @@ constexpr std::int64_t kBandBytes = 512 << 10;
 
 // Of summing up and requantizing an output, in multiply-add instructions; measured.
 constexpr std::size_t kOutputCost = 4;
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(std::string("trimmed convolution: ") + message);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/integer_division.hpp"
+
 namespace pycodec {
 namespace {
 
@@ -11,8 +13,6 @@ constexpr int kZero = 128;
 // Moving the live lines to the front costs less the rarer it is, and memory that is gone over
 // again and again should stay in the caches.
 constexpr std::int64_t kLinesPerLive = 3;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }  // a, b >= 0
 
 // Lines whose pitch is a multiple of a page share the sets of the first-level cache.
 std::int64_t line_pitch(std::int64_t pixels) { return ceil_div(pixels, 16) * 16 + 8; }

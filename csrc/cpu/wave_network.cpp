@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/integer_division.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/spans.hpp"
 #include "cpu/team.hpp"
@@ -34,8 +35,6 @@ constexpr int kOneRow = -1;  // instead of the owner of a tensor's memory
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("wave network: " + message);
 }
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::uint8_t frame_value(std::int32_t symbol) {
   return static_cast<std::uint8_t>(std::clamp(symbol, -128, 127) + 128);
