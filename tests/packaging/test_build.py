@@ -15,6 +15,8 @@ import setuptools  # noqa: F401  (provides distutils where Python no longer does
 # isort: split
 from distutils.core import run_setup
 
+from ..fuzz.run import simd_flags
+
 ROOT = Path(__file__).resolve().parents[2]
 SIMD_SOURCES = sorted(
     p for name in ("*_avx*.cpp", "*_amx.cpp") for p in (ROOT / "csrc").rglob(name)
@@ -112,14 +114,11 @@ def test_simd_variants_are_for_x86_64(read_setup, machine, wanted):
 @pytest.mark.parametrize("source", SIMD_SOURCES, ids=lambda s: s.stem)
 def test_simd_variants_share_no_inline_functions(source, tmp_path):
     """The linker keeps one copy of a weak function, perhaps the one an old processor cannot run."""
-    flags = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
-    flags += ("-mamx-tile", "-mamx-int8", "-fPIC")
+    flags = next(f for suffix, f in simd_flags().items() if source.stem.endswith(suffix))
     target = tmp_path / "variant.o"
     # Without optimization, so that nothing hides by being inlined.
-    subprocess.run(
-        ["c++", "-std=c++17", "-O0", *flags, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target],
-        check=True,
-    )
+    command = ["c++", "-std=c++17", "-O0", "-fPIC", *flags, f"-I{ROOT / 'csrc'}"]
+    subprocess.run([*command, "-c", source, "-o", target], check=True)
     symbols = subprocess.run(["nm", "-C", target], check=True, capture_output=True, text=True)
     weak = [line for line in symbols.stdout.splitlines() if line[17:18] in "VvWwu"]
     assert not weak
