@@ -47,9 +47,9 @@ struct alignas(16) WaveWeights {
   std::uint32_t words[4];
 };
 
-// What a WaveCudaLayer has for one group. The block's own memory holds these structs, then for each
-// layer weights, offsets, bias and the two multipliers, each from a multiple of 16 bytes on, and at
-// the end the tables, if they are of two values each.
+// What a WaveCudaLayer has for one group. The block's own memory holds these structs, then the
+// stages' numbers, for each layer weights, offsets, bias and the two multipliers, each from a
+// multiple of 16 bytes on, and at the end the tables, if they are of two values each.
 struct alignas(16) WaveGroupLayer {
   const std::int8_t* input;
   const std::int8_t* residual;  // this, the output and all below are those of the group's channels
@@ -119,8 +119,8 @@ int wave_decode_blocks(int lanes, int threads, int blocks_per_multiprocessor, in
 // std::runtime_error where a kernel cannot be launched.
 
 // All waves in one kernel, for which it does not wait: a cooperative launch, its blocks meet after
-// each stage and each draw. `staged_bytes` hold what the layers have for any one group, see
-// WaveGroupLayer, if there are as many blocks as groups; 0: it is read where it is.
+// each stage and each draw. `staged_bytes` hold what WaveGroupLayer says for any one group, if
+// there are as many blocks as groups; 0: it is read where it is.
 void wave_decode(const WaveDecodeArguments& arguments, int blocks, int threads, int staged_bytes,
                  void* stream);
 

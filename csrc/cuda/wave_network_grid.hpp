@@ -100,7 +100,13 @@ PYCODEC_HOST_DEVICE inline WaveGroupLayer group_layer(const WaveCudaLayer& layer
 // STAGING. Where the blocks meet, a multiprocessor forgets what its first-level cache held; so each
 // layer would wait for the second-level cache before it knew where to look, and for each weight.
 // Where there is a block for each group, and its memory holds what all layers have for that group,
-// the block keeps it there: layer by layer, see WaveGroupLayer.
+// the block keeps it there: see WaveGroupLayer.
+
+// What the layers are to a warp: those of its block's memory, or null and those of the arguments.
+struct WaveLayers {
+  const WaveGroupLayer* staged;
+  const std::int32_t* stages;  // WaveDecodeArguments::stages
+};
 
 // Copies `count` items with all threads of the block, and moves `memory` behind them. Returns the
 // copy.
@@ -121,11 +127,12 @@ PYCODEC_DEVICE const T* stage(const Grid& grid, std::uint8_t*& memory, const T* 
 
 // All layers for a group; and the tables, if they are to be there.
 template <class Grid>
-PYCODEC_DEVICE const WaveGroupLayer* stage_group(Grid& grid, const WaveDecodeArguments& a,
-                                                 int group, rans::DeviceTables& tables) {
+PYCODEC_DEVICE WaveLayers stage_group(Grid& grid, const WaveDecodeArguments& a, int group,
+                                      rans::DeviceTables& tables) {
   auto* const layers = reinterpret_cast<WaveGroupLayer*>(grid.shared());
   const std::int32_t count = a.stages[a.num_stages];
   std::uint8_t* memory = grid.shared() + count * sizeof(WaveGroupLayer);
+  const std::int32_t* const stages = stage(grid, memory, a.stages, a.num_stages + 1);
   for (std::int32_t l = 0; l < count; ++l) {
     WaveGroupLayer layer = group_layer(a.layers[l], group);
     const std::int64_t chunks = wave_chunks(layer.out_width);
@@ -149,7 +156,7 @@ PYCODEC_DEVICE const WaveGroupLayer* stage_group(Grid& grid, const WaveDecodeArg
     tables.of_two = to;
   }
   grid.sync_block();
-  return layers;
+  return {layers, stages};
 }
 
 // Adds the products of kRounds words, every eighth: all of them are on their way at once.
@@ -325,12 +332,12 @@ PYCODEC_DEVICE WaveAhead<Warp> look_ahead(const WaveDecodeArguments& a, const Wa
 // that all that they need of each other is made by the same warp.
 template <class Warp, bool kStaged>
 PYCODEC_DEVICE void run_wave_stage(const WaveDecodeArguments& a, int stage, const WaveSeat& seat,
-                                   const WaveGroupLayer* staged, const WaveAhead<Warp>& ahead,
+                                   const WaveLayers& layers, const WaveAhead<Warp>& ahead,
                                    std::int64_t t) {
-  const std::int32_t begin = rans::load_constant(a.stages + stage);
-  const std::int32_t end = rans::load_constant(a.stages + stage + 1);
-  const std::int64_t chunks =
-      wave_chunks(kStaged ? staged[begin].out_width : static_cast<int>(a.layers[begin].out_width));
+  const std::int32_t begin = load_static<kStaged>(layers.stages + stage);
+  const std::int32_t end = load_static<kStaged>(layers.stages + stage + 1);
+  const std::int64_t chunks = wave_chunks(kStaged ? layers.staged[begin].out_width
+                                                  : static_cast<int>(a.layers[begin].out_width));
   for (int group = seat.first_group; group < a.groups; group += seat.group_step) {
     const bool is_known = group == seat.first_group;
     const WaveSpan span = is_known ? ahead.span : wave_span(a, t, group);
@@ -344,7 +351,7 @@ PYCODEC_DEVICE void run_wave_stage(const WaveDecodeArguments& a, int stage, cons
         if (l > begin) Warp::sync();
         const auto chunk = static_cast<int>(task % chunks);
         if constexpr (kStaged) {
-          run_wave_task<Warp, true>(a, staged[l], span, places, chunk, first);
+          run_wave_task<Warp, true>(a, layers.staged[l], span, places, chunk, first);
         } else {
           run_wave_task<Warp, false>(a, group_layer(a.layers[l], group), span, places, chunk,
                                      first);
@@ -411,9 +418,9 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   // A failure need not be seen at once, but for an index without a table, which the host looks for.
   constexpr int kWavesToLook = 32;
   const WaveSeat seat = wave_seat(grid, a.groups);
-  const WaveGroupLayer* staged = nullptr;
+  WaveLayers layers = {nullptr, a.stages};
   rans::DeviceTables tables = a.tables;
-  if constexpr (kStaged) staged = stage_group(grid, a, seat.first_group, tables);
+  if constexpr (kStaged) layers = stage_group(grid, a, seat.first_group, tables);
   const bool draws = grid.block() == 0 && grid.warp_of_block() == 0;
   rans::WarpDecoder<Warp, kLanesPerThread> decoder(tables, a.lanes);
   std::uint64_t report = 0;
@@ -424,7 +431,7 @@ PYCODEC_DEVICE void decode_waves(Grid& grid, const WaveDecodeArguments& a) {
   WaveAhead<Warp> ahead = look_ahead<Warp>(a, seat, 0);
   for (std::int64_t t = 0; t < a.num_waves; ++t) {
     for (int stage = 0; stage < a.num_stages; ++stage) {
-      run_wave_stage<Warp, kStaged>(a, stage, seat, staged, ahead, t);
+      run_wave_stage<Warp, kStaged>(a, stage, seat, layers, ahead, t);
       grid.sync();
     }
     if (draws && report == 0) {
@@ -447,7 +454,7 @@ PYCODEC_DEVICE void decode_wave_stage(const Grid& grid, const WaveDecodeArgument
   const std::int64_t t = load_shared(&a.state->wave);
   if (t >= a.num_waves) return;
   const WaveSeat seat = wave_seat(grid, a.groups);
-  run_wave_stage<Warp, false>(a, stage, seat, nullptr, look_ahead<Warp>(a, seat, t), t);
+  run_wave_stage<Warp, false>(a, stage, seat, {nullptr, a.stages}, look_ahead<Warp>(a, seat, t), t);
 }
 
 // And the draw, by one warp, which then goes on to the next wave.

@@ -271,6 +271,7 @@ class CudaWaveNetwork:
         its memory; 0 if they do not fit, or there are fewer blocks than groups."""
         waves = [self._layers[n] for stage in self.stages for n in stage]
         staged = max(map(sum, zip(*(layer._staged_bytes for layer in waves), strict=True)))
+        staged += _round_up(4 * (len(self.stages) + 1), 16)
         if _stages(tables, self.device):
             staged += _TABLE_BYTES * tables.num_tables
         blocks = _resident_blocks(self.device, lanes, launch, staged)
@@ -430,8 +431,11 @@ class _DeviceLayer:
         self._parameters = [rans_cuda._upload(array, device) for array in parameters]
         active = np.zeros(0, np.uint8) if layer.active is None else layer.active.astype(np.uint8)
         self._active = rans_cuda._upload(active, device)
-        self._mask = torch.from_numpy(layer.mask).to(device).contiguous()
-        self._weight = rans_cuda._upload(layer.weight, device)
+        mask = torch.from_numpy(layer.mask).to(device)
+        weight = rans_cuda._upload(layer.weight, device)
+        self._weights = trimmed_kernels.pack_quantized_cuda(weight, mask)
+        if layer.active is not None:
+            self._no_weights = trimmed_kernels.pack_quantized_cuda(weight, torch.zeros_like(mask))
 
     def _bytes_of(self, words: int, chunks: int) -> int:
         """What a block keeps of the layer for a group, see WaveGroupLayer."""
@@ -440,22 +444,25 @@ class _DeviceLayer:
 
     def run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor]) -> Tensor:
         """The layer over a whole picture, [1, H, W, C]; int8, or uint8 for a last layer's range."""
-        out = self._run(tensors, self._mask)
+        out = self._run(tensors, self._weights)
         if self.layer.active is None:
             return out
         height, width = out.shape[1:3]
         ph, pw = self.layer.active.shape
         active = torch.from_numpy(self.layer.active).to(self.device)
         active = active.repeat(-(-height // ph), -(-width // pw))[:height, :width]
-        nothing = self._run(tensors, torch.zeros_like(self._mask))
+        nothing = self._run(tensors, self._no_weights)
         return torch.where(active[None, :, :, None], out, nothing)
 
-    def _run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor], mask: Tensor) -> Tensor:
+    def _run(
+        self,
+        tensors: Mapping[int, Tensor] | Sequence[Tensor],
+        weights: trimmed_kernels.QuantizedWeights,
+    ) -> Tensor:
         layer = self.layer
-        return trimmed_kernels.quantized_cuda(
+        return trimmed_kernels.run_quantized_cuda(
             tensors[layer.input],
-            self._weight,
-            mask,
+            weights,
             *self._parameters,
             layer.shift,
             None if layer.residual is None else tensors[layer.residual],

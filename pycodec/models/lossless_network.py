@@ -260,6 +260,12 @@ def bit_planes(picture: Tensor) -> Tensor:
     return (picture[:, None] >> shifts[:, None, None]) & 1
 
 
+def join_planes(bits: Tensor) -> Tensor:
+    """Inverse of :func:`bit_planes`, of any type: uint8 [N, H, W] of [N, 8, H, W]."""
+    shifts = torch.arange(PLANES - 1, -1, -1, device=bits.device, dtype=torch.uint8)
+    return (bits.to(torch.uint8) << shifts[:, None, None]).sum(1, dtype=torch.uint8)
+
+
 def bits_per_pixel(logits: Tensor, bits: Tensor) -> Tensor:
     """Mean code length of a pixel, a scalar."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), bits.float(), reduction="mean")

@@ -6,6 +6,8 @@ whole: (tap, block of input channels). What a mask cuts within a block is zero.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -111,10 +113,31 @@ def trim_quantized(weight: Tensor, mask: Tensor) -> Tensor:
     return trim(weight, wide)
 
 
-def quantized_cuda(
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """What the integer CUDA kernel takes for a weight and a mask: the same for all pictures."""
+
+    weight: Tensor  # int8 [Cout, kh, kw, Cin], zeros where the mask cuts
+    counts: Tensor  # of block_lists()
+    blocks: Tensor
+    groups_out: int
+
+
+def pack_quantized_cuda(weight: Tensor, mask: Tensor) -> QuantizedWeights:
+    """A weight int8 [Cout, kh, kw, Cin] and a mask [Gout, Gin, kh, kw] of the same device."""
+    lists = block_lists(mask, weight.shape[3], CUDA_BLOCK_IN_INT8)
+    return QuantizedWeights(trim_quantized(weight, mask).contiguous(), *lists, mask.shape[0])
+
+
+def quantized_cuda(x: Tensor, weight: Tensor, mask: Tensor, *others: Tensor | int | None) -> Tensor:
+    """:mod:`pycodec.ops.quantized_trimmed_conv2d` by ``csrc/cuda/trimmed_conv2d.cu``."""
+    _check_device("quantized_trimmed_conv2d", x)
+    return run_quantized_cuda(x, pack_quantized_cuda(weight, mask), *others)
+
+
+def run_quantized_cuda(
     x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
+    weights: QuantizedWeights,
     bias: Tensor,
     multiplier: Tensor,
     negative_multiplier: Tensor,
@@ -124,26 +147,23 @@ def quantized_cuda(
     lower: int,
     upper: int,
 ) -> Tensor:
-    """:mod:`pycodec.ops.quantized_trimmed_conv2d` by ``csrc/cuda/trimmed_conv2d.cu``."""
-    _check_device("quantized_trimmed_conv2d", x)
-    out = _quantized_output(x, weight, upper)
-    packed = trim_quantized(weight, mask).contiguous()
-    counts, blocks = block_lists(mask, x.shape[3], CUDA_BLOCK_IN_INT8)
+    """:func:`quantized_cuda` of weights that are packed already."""
+    out = _quantized_output(x, weights.weight, upper)
     launch_cuda(
         "quantized_trimmed_conv2d",
         x.device,
         x=x.data_ptr(),
-        weight=packed.data_ptr(),
+        weight=weights.weight.data_ptr(),
         bias=bias.data_ptr(),
         multiplier=multiplier.data_ptr(),
         negative_multiplier=negative_multiplier.data_ptr(),
         residual=0 if residual is None else residual.data_ptr(),
-        counts=counts.data_ptr(),
-        blocks=blocks.data_ptr(),
+        counts=weights.counts.data_ptr(),
+        blocks=weights.blocks.data_ptr(),
         out=out.data_ptr(),
         x_shape=tuple(x.shape),
-        weight_shape=tuple(weight.shape),
-        groups_out=mask.shape[0],
+        weight_shape=tuple(weights.weight.shape),
+        groups_out=weights.groups_out,
         shift=shift,
         residual_multiplier=residual_multiplier,
         lower=lower,

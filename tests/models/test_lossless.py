@@ -34,6 +34,7 @@ from pycodec.models.lossless_network import (
     LosslessNetwork,
     bit_planes,
     grow,
+    join_planes,
 )
 from pycodec.models.zoo import DEFAULT_LOSSLESS_MODEL, WEIGHTS, load_model
 from pycodec.quantization.context import (
@@ -98,6 +99,8 @@ def test_every_value_survives_the_colour_transform():
     assert np.array_equal(from_bits(to_bits(everything)), everything)
     planes = bit_planes(torch.from_numpy(everything)[None])[0].numpy()
     assert np.array_equal(planes, to_bits(everything))
+    joined = join_planes(torch.from_numpy(planes.astype(np.int32))[None])
+    assert joined.dtype == torch.uint8 and np.array_equal(joined[0].numpy(), everything)
     assert np.array_equal(planes[0], everything >= 128), "the most significant plane is first"
 
 
