@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import sys
-import warnings
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError, features
 
-from pycodec.errors import CodecError, InputError
+from pycodec.errors import CodecError, InputError, refuse_more_pixels
+from pycodec.sample_depth import sample_bits
 
 # fmt: off
 PICTURE_SUFFIXES = frozenset((
@@ -82,8 +83,8 @@ class Picture:
 def load_image(source: str | os.PathLike | BinaryIO, *, max_pixels: int | None = None) -> Picture:
     """Read a picture file.
 
-    Gray, RGB, palette and 1-bit pictures, with or without transparency, are exact. 16-bit and
-    float samples are rounded to 8 bits, CMYK is converted to RGB (through its ICC profile if it has
+    Gray, RGB, palette and 1-bit pictures, with or without transparency, are exact. Samples of more
+    than 8 bits are reduced to 8, CMYK is converted to RGB (through its ICC profile if it has
     one), and of an animation the first frame is taken: each with a line in ``Picture.warnings``.
     ``Picture.exact`` tells the first two.
 
@@ -97,7 +98,9 @@ def load_image(source: str | os.PathLike | BinaryIO, *, max_pixels: int | None =
     """
     prefix = f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
     try:
-        with _pixel_guard(max_pixels), Image.open(source) as image:
+        with _pillows_guard(max_pixels), Image.open(source) as image:
+            if max_pixels is not None:
+                refuse_more_pixels(*image.size, max_pixels)
             return _from_pillow(image)
     except InputError as error:
         raise InputError(f"{prefix}{error}") from error
@@ -146,19 +149,32 @@ def from_any(image: Any) -> Picture:
     )
 
 
+_guard_lock = threading.Lock()
+_guards_off = 0
+_guard: int | None = None
+
+
 @contextlib.contextmanager
-def _pixel_guard(max_pixels: int | None) -> Iterator[None]:
-    """Pillow's guard against decompression bombs, silent below its limit, perhaps another limit."""
-    default = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        # Pillow warns at this number of pixels and raises at its double.
-        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+def _pillows_guard(max_pixels: int | None) -> Iterator[None]:
+    """Puts Pillow's guard against decompression bombs out of the way of a higher limit.
+
+    It is one for all threads: the last one to leave sets it again.
+    """
+    global _guards_off, _guard
+    if max_pixels is None:
+        yield
+        return
+    with _guard_lock:
+        if _guards_off == 0:
+            _guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _guards_off += 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = default
+        with _guard_lock:
+            _guards_off -= 1
+            if _guards_off == 0:
+                Image.MAX_IMAGE_PIXELS = _guard
 
 
 def _has_content(source: str | os.PathLike | BinaryIO) -> bool:
@@ -177,6 +193,7 @@ def _from_pillow(image: Image.Image) -> Picture:
         notes.append(f"{which} of {frames} frames is taken")
     # The raw mode tells what the samples were in the file; it is forgotten when they are loaded.
     raw_mode = _raw_mode(image)
+    bits = 16 if "16" in raw_mode and not raw_mode.startswith("BGR;") else sample_bits(image)
     image.load()
     icc = image.info.get("icc_profile") or None
     exif, xmp = _exif_of(image), _xmp_of(image)
@@ -184,12 +201,12 @@ def _from_pillow(image: Image.Image) -> Picture:
     if raw_mode.startswith("LA;16") and image.mode == "RGBA":
         image = image.convert("LA")
     deep = image.mode == "F" or image.mode.startswith("I")
-    exact = not deep and "16" not in raw_mode and image.mode not in _INEXACT_MODES
+    exact = not deep and bits <= 8 and image.mode not in _INEXACT_MODES
     if deep:
         pixels, alpha = _reduce_to_8_bits(image, notes)
     else:
-        if "16" in raw_mode:
-            notes.append("16-bit samples are reduced to 8 bits")
+        if bits > 8:
+            notes.append(f"{bits}-bit samples are reduced to 8 bits")
         if image.mode == "CMYK":
             image, icc = _cmyk_to_rgb(image, icc, notes), None
         mode = _target_mode(image)
@@ -497,9 +514,22 @@ def _write_atomically(
         raise CodecError(f"{os.fspath(path)}: cannot be written: {_write_fault(error)}") from error
 
 
+_NO_FOLDER = "its folder does not exist"
+
+
+def require_folder(path: str | os.PathLike) -> None:
+    """To know before long work that its result has a place.
+
+    Raises:
+        CodecError: the folder that ``path`` is to be in does not exist.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise CodecError(f"{os.fspath(path)}: cannot be written: {_NO_FOLDER}")
+
+
 def _write_fault(error: OSError) -> str:
     if error.errno == errno.ENOENT:
-        return "its folder does not exist"
+        return _NO_FOLDER
     return (error.strerror or str(error)).lower()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import io
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +191,70 @@ def test_16_bit_colour_is_reduced_with_a_warning(colour_type, channels):
     assert np.abs(picture.pixels.reshape(exact.shape) - exact).max() <= 1
     assert (picture.alpha is None) == (channels == 3)
     assert "16-bit" in picture.warnings[0] and not picture.exact
+
+
+# RGB of 10 bits a sample, 4x4 pixels; Pillow writes none.
+AVIF_10 = """
+AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAA
+AAAAAAAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAAALwAAAChpaW5mAAAAAAABAAAAGmluZmUC
+AAAAAAEAAGF2MDFDb2xvcgAAAABqaXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAABAAAAAQAAAAQcGl4aQAAAAADCgoKAAAA
+DGF2MUOBIEAAAAAAE2NvbHJuY2x4AAIAAgAAgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAN21kYXQSAAoIOAR/nAgIAkAy
+IRAAAPYAxJMbQeq1P45QVA1C2NE0qdW+Xqx1D1hL1SO6tA==
+"""
+
+
+def jpeg_2000(bits: int, **options) -> io.BytesIO:
+    """Of an RGB picture, whose codestream says that its samples have so many bits."""
+    data = bytearray(stored(Image.new("RGB", (8, 6), "gold"), "JPEG2000", **options).getvalue())
+    sizes = data.index(b"\xff\x4f\xff\x51") + 42
+    for component in range(3):
+        data[sizes + 3 * component] = bits - 1
+    return io.BytesIO(data)
+
+
+@pytest.mark.parametrize(
+    ("bits", "file"),
+    [
+        (10, io.BytesIO(b"P6 2 1 1023\n" + bytes(12))),
+        (16, io.BytesIO(b"P3 1 1 65535\n1 2 3\n")),
+        (12, jpeg_2000(12)),
+        (12, jpeg_2000(12, no_jp2=True)),
+        (10, io.BytesIO(base64.b64decode(AVIF_10))),
+    ],
+    ids=["ppm", "ppm-text", "jp2", "j2k", "avif"],
+)
+def test_samples_that_pillow_cuts_to_8_bits_without_a_word(bits, file):
+    if file.getvalue()[4:12] == b"ftypavif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    picture = load_image(file)
+    assert picture.warnings == [f"{bits}-bit samples are reduced to 8 bits"] and not picture.exact
+
+
+def bmp_565() -> io.BytesIO:
+    sizes = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    return io.BytesIO(b"BM" + struct.pack("<IHHI", 70, 0, 0, 66) + sizes + masks + b"\0\xf8\0\0")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        bmp_565(),
+        io.BytesIO(b"P6 1 1 31\n\x1f\0\0"),
+        jpeg_2000(8),
+        stored(Image.new("RGB", (4, 4), "red"), "PPM"),
+    ],
+    ids=["bmp", "ppm", "jp2", "ppm-8"],
+)
+def test_samples_of_at_most_8_bits_are_exact(file):
+    picture = load_image(file)
+    assert picture.warnings == [] and picture.exact
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_8_bit_avif():
+    picture = load_image(stored(Image.new("RGB", (8, 8), "red"), "AVIF"))
+    assert picture.warnings == []
 
 
 def test_float_tiff():
@@ -371,9 +437,35 @@ def test_pixel_limit():
     file = stored(Image.new("1", (100, 100)))
     assert load_image(file, max_pixels=10_000).width == 100
     default = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(InputError, match="limit"):
-        load_image(file, max_pixels=9_998)
+    with pytest.raises(InputError, match="100x100 pixels are more than 9999: raise the limit"):
+        load_image(file, max_pixels=9_999)
     assert default == Image.MAX_IMAGE_PIXELS
+
+
+def test_pixel_limits_of_threads():
+    """Pillow has one limit for all of them."""
+    data = stored(Image.new("1", (100, 100))).getvalue()
+    default = Image.MAX_IMAGE_PIXELS
+
+    def load(number: int) -> bool:
+        limit = (9_999, 10_000, 10**9)[number % 3]
+        try:
+            load_image(io.BytesIO(data), max_pixels=limit)
+        except InputError:
+            return limit < 10_000
+        return limit >= 10_000
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(load, range(120)))
+    assert default == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_limit_above_pillows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    file = stored(Image.new("1", (100, 100)))
+    assert load_image(file, max_pixels=10_000).width == 100
+    with pytest.raises(InputError, match="limit"):
+        load_image(file)
 
 
 def test_decompression_bomb():

@@ -16,7 +16,13 @@ from itertools import pairwise
 from typing import BinaryIO, NamedTuple
 
 from pycodec.coding.deflate import deflate, inflate
-from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
+from pycodec.errors import (
+    CodecError,
+    CorruptStreamError,
+    InputError,
+    UnsupportedError,
+    refuse_more_pixels,
+)
 
 # The first byte can start neither ASCII nor UTF-8 text, so the file is never taken for text.
 MAGIC = b"\x8cLCI"
@@ -205,11 +211,7 @@ def refuse_large(header: Header, max_pixels: int) -> None:
     Raises:
         InputError: the picture has more than ``max_pixels``.
     """
-    if header.width * header.height > max_pixels:
-        raise InputError(
-            f"{header.width}x{header.height} pixels are more than {max_pixels}: raise the limit "
-            "(--max-pixels, max_pixels) if you trust the file"
-        )
+    refuse_more_pixels(header.width, header.height, max_pixels)
 
 
 def read_metadata(file: BinaryIO) -> tuple[Header, dict[str, bytes | None]]:

@@ -179,7 +179,7 @@ def test_bad_files_stop_nothing(encode, tmp_path, source, monkeypatch):
         "junk.png": "not a picture",
         "nested/truncated.png": "",
         "link.png": "cannot be read: the link leads nowhere",
-        "large.png": "exceeds limit",
+        "large.png": "300x300 pixels are more than",
         "two.jpg": "cannot be read: permission denied",
         "nested/three.png": "not enough memory",
         "nested/deep/one.png": "unexpected ZeroDivisionError: a bug",
