@@ -1,7 +1,8 @@
 """The command line: encode, decode, view, info, eval, demo, batch, and what makes models.
 
-Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted.
-Messages and progress go to standard error; standard output carries only what was asked for.
+Exit codes: 0 all went well, 1 an input or a file was at fault, 2 wrong usage, 130 interrupted, 143
+ended by SIGTERM. Messages and progress go to standard error; standard output carries only what was
+asked for.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pycodec import __version__
@@ -74,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _replace_closed_streams()
+    # What is wrong with a picture is said in our words, or does not matter.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if threading.current_thread() is threading.main_thread():
         # SIGTERM as an exception, so that temporary files are removed on the way out.
         signal.signal(signal.SIGTERM, _terminate)
@@ -105,8 +111,33 @@ def _run(argv: list[str]) -> int:
         sys.stdout.flush()  # here, where a failure can still be reported
 
 
-def _terminate(signum: int, frame: Any) -> None:
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            # Modules in C++ abort where an exception comes through them: wait until they are there.
+            again = threading.Timer(0.05, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
     sys.exit(128 + signum)
+
+
+_closed: set[str] = set()
+"""Standard streams that are not there: messages to them are lost, data are refused."""
+
+
+def _replace_closed_streams() -> None:
+    """Give their numbers to something else before a picture's file gets them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            _closed.add(name)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the rest of the process)
+
+
+def _require_open(name: str) -> None:
+    if name in _closed:
+        raise InputError(f"standard {name.removeprefix('std')}put is closed")
 
 
 def _abandon_stdout() -> None:
@@ -130,7 +161,7 @@ def printable(text: str) -> str:
 def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pycodec",
-        description="Learned image compression: small files, the same pixels on every machine.",
+        description="Learned image compression: small files that every machine reads.",
     )
     parser.add_argument("--version", action="version", version=f"pycodec {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -463,6 +494,8 @@ def expand(patterns: Iterable[str], suffixes: frozenset[str]) -> list[str]:
 
 def _plan(args: argparse.Namespace, suffixes: frozenset[str], result_suffix: str) -> list[_Job]:
     """Pair inputs with outputs, and refuse what would destroy a file, before any work is done."""
+    if "" in (*args.inputs, args.output):
+        raise InputError("a file name is empty")
     sources = expand(args.inputs, suffixes)
     plain = len(args.inputs) == 1 and sources == args.inputs
     to_folder = os.path.isdir(args.output) or args.output.endswith(os.sep) or not plain
@@ -503,6 +536,7 @@ def _refuse_collisions(jobs: Iterable[_Job]) -> None:
 
 def _refuse_overwriting(job: _Job, *, force: bool) -> None:
     if job.target == _PIPE:
+        _require_open("stdout")
         if sys.stdout.isatty():
             raise InputError("the result is not text: redirect standard output, or name a file")
         return
@@ -516,6 +550,7 @@ def _refuse_overwriting(job: _Job, *, force: bool) -> None:
 
 def _read(source: str) -> bytes:
     if source == _PIPE:
+        _require_open("stdin")
         return sys.stdin.buffer.read()
     try:
         return Path(source).read_bytes()

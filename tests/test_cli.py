@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,6 +293,49 @@ def test_signals_leave_nothing_behind(folder, run, monkeypatch, number, code):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert os.listdir() == ["photo.png"]
+
+
+def test_a_signal_waits_for_modules(tmp_path, monkeypatch):
+    """An exception in the import of a module in C++ may abort the process."""
+    module = tmp_path / "module_that_is_interrupted.py"
+    module.write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(0.2)\n"  # some more signals come meanwhile
+        "complete = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = signal.signal(signal.SIGTERM, cli._terminate)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            complete = importlib.import_module(module.stem).complete
+            assert complete
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert complete
+
+
+def encode_with_closed(descriptor: int | None, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs ``pycodec encode`` as a shell does that is told ``0<&-``, ``1>&-`` or ``2>&-``."""
+    return subprocess.run(
+        [sys.executable, "-m", "pycodec", "encode", *arguments],
+        preexec_fn=None if descriptor is None else lambda: os.close(descriptor),
+        stdin=subprocess.PIPE,
+        capture_output=True,
+    )
+
+
+def test_closed_streams(folder):
+    expected = encode_with_closed(None, "photo.png", "-").stdout
+    done = encode_with_closed(1, "photo.png", "b.lci")
+    assert done.returncode == 0 and Path("b.lci").read_bytes() == expected
+    done = encode_with_closed(2, "photo.png", "-")  # no message gets into the data
+    assert done.returncode == 0 and done.stdout == expected
+    for descriptor, arguments in ((0, ("-", "c.lci")), (1, ("photo.png", "-"))):
+        done = encode_with_closed(descriptor, *arguments)
+        assert done.returncode == 1 and b"put is closed\n" in done.stderr
+        assert done.stderr.count(b"\n") == 1
 
 
 def test_devices(folder, run):

@@ -11,7 +11,6 @@ CompressAI: it takes any model whose parts have its names.
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,8 +313,10 @@ def convert_checkpoint(
     """
     try:
         state = torch.load(io.BytesIO(checkpoint.read_bytes()), "cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except OSError as error:
         raise InputError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+    except Exception as error:  # on other files torch raises whatever it stumbles on
+        raise InputError(f"{checkpoint} is damaged, or no checkpoint of PyTorch") from error
     for key in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

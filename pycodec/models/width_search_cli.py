@@ -12,7 +12,7 @@ import numpy as np
 
 from pycodec import cli
 from pycodec.errors import InputError
-from pycodec.images import PICTURE_SUFFIXES, load_image
+from pycodec.images import PICTURE_SUFFIXES, load_image, require_folder
 from pycodec.models.width_search import search_widths
 
 DEFAULT_QUALITIES = (15.0, 30.0, 45.0, 60.0, 75.0, 90.0)
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     paths = cli.expand(args.inputs, PICTURE_SUFFIXES)
     if os.path.lexists(args.out) and not args.force:
         raise InputError(f"{args.out}: exists already (use --force to replace it)")
+    require_folder(args.out)
 
     def pictures() -> Iterator[np.ndarray]:
         for path in paths:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pycodec.errors import InputError
-from pycodec.images import atomic_write, load_image
+from pycodec.images import atomic_write, load_image, require_folder
 from pycodec.models.tiling import MAX_THREADS
 from pycodec.profiling import bench
 
@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         "runs": args.runs,
         "warm_up": args.warm_up,
     }
+    if args.json:
+        require_folder(args.json)
     results: list[bench.Result] = []
     complete = False
     try:

@@ -254,7 +254,10 @@ def export_layer(
     packed = integers.permute(0, 2, 3, 1).to(dtype).contiguous()
     least, most = accumulator_bound(packed, bias, *input_range(plan.input.bits, signed))
     if least < -(2**31) or most >= 2**31:
-        raise CodecError(f"layer {name} could overflow int32 ({least} to {most})")
+        raise CodecError(
+            f"layer {name} could overflow int32 ({least} to {most}): calibrate with more pictures, "
+            "in colour and of many kinds, so that no channel's scale vanishes"
+        )
     return {
         **_stored_weight(name, packed, plan.weight_bits),
         f"{name}.bias": bias.contiguous(),

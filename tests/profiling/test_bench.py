@@ -149,6 +149,12 @@ def test_ctrl_c_leaves_what_was_measured(tmp_path, monkeypatch, capsys):
     assert "32x32" in capsys.readouterr().out
 
 
+def test_a_missing_folder_is_noticed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda *a, **k: pytest.fail("measured in vain"))
+    assert run_bench(tmp_path / "none" / "a.json", "--sizes", "32x32") == 1
+    assert "folder does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     (
