@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pycodec.coding.alpha import decode_alpha, encode_alpha
 from pycodec.coding.container import Codec, Container, Header, pack, peek, unpack
@@ -452,7 +453,18 @@ def _loaded(model: Model, device: str | None, precision: str | None) -> LoadedMo
         return load_model(model, device, precision)
     if precision is not None and precision != getattr(model, "precision", None):
         raise InputError(f"the model {model.name} was loaded with another precision")
+    if device is not None and not _is_device(device, model.device):
+        raise InputError(f"the model {model.name} is on {model.device}, not on {device!r}")
     return model
+
+
+def _is_device(name: str, device: torch.device) -> bool:
+    """Whether a device goes by this name; one without a number stands for all of its type."""
+    try:
+        asked = torch.device(name)
+    except RuntimeError:
+        return False
+    return asked.type == device.type and asked.index in (None, device.index or 0)
 
 
 def _decoding_model(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import doctest
 import math
+import multiprocessing
+import pickle
 import subprocess
 import sys
 
@@ -163,6 +166,8 @@ def test_metadata_are_kept(chelsea):
         {"model": 5},
         {"device": "no such device"},
         {"device": "hpu"},
+        {"device": "meta"},
+        {"threads": True},
         {"threads": 0},
         {"threads": 1.5},
         {"threads": 10**9},  # which would end the process, not raise
@@ -181,6 +186,44 @@ def test_unusable_arguments_of_decode(chelsea, options):
     data = pycodec.encode(chelsea[:20, :20])
     with pytest.raises(InputError):
         pycodec.decode(data, **options)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu:1", "banana"])
+def test_a_model_is_on_its_own_device(chelsea, device):
+    model = pycodec.load_model("tcae-fast")
+    small = chelsea[:8, :8]
+    assert pycodec.encode(small, model=model, device="cpu", lossless=True)
+    with pytest.raises(InputError, match="on cpu"):
+        pycodec.encode(small, model=model, device=device, lossless=True)
+
+
+@pytest.mark.parametrize("name", ["photo", "tcae-fast"])
+def test_models_can_be_sent_to_other_processes(chelsea, name):
+    model = pycodec.load_model(name)
+    small, lossless = chelsea[:40, :30], name != "photo"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        options = {"model": model, "lossless": lossless}
+        data = pool.apply(pycodec.encode, (small,), options)
+    assert data == pycodec.encode(small, **options)
+    assert copy.deepcopy(model).fingerprint == model.fingerprint
+    with pytest.raises(pickle.PicklingError, match="load_model"):
+        pickle.dumps(load_photo_model(WEIGHTS / "photo"))
+
+
+@pytest.mark.parametrize("name", ["photo", "tcae-fast"])
+def test_negative_strides(chelsea, name):
+    model = pycodec.load_model(name)
+    turned = chelsea[:40, 29::-1, ::-1]
+    assert turned.strides[1] < 0 and turned.strides[2] < 0
+    assert model.compress(turned).streams == model.compress(turned.copy()).streams
+
+
+@pytest.mark.parametrize("name", ["photo", "tcae-fast"])
+def test_streams_are_counted_before_tiles_are_made(name):
+    model = pycodec.load_model(name)
+    options = {"gray": True} if name != "photo" else {"quality_code": 5000}
+    with pytest.raises(CorruptStreamError, match="tiles, but 1 streams"):
+        model.decompress([b""], 1 << 40, 1 << 40, **options)
 
 
 @pytest.mark.parametrize("tile", [0, -64, 63, 96, 32, 128.0, "128"])

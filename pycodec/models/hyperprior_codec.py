@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pycodec.coding.container import join_streams, split_streams
-from pycodec.errors import CorruptStreamError, InputError, UnsupportedError
+from pycodec.errors import InputError, UnsupportedError
 from pycodec.models.hyperprior import (
     HYPER_STRIDE,
     LATENT_BITS,
@@ -40,7 +40,7 @@ from pycodec.models.photo import (
     CodedPicture,
     check_picture,
 )
-from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count, tiles_of
 
 KIND = "hyperprior"
 
@@ -136,7 +136,7 @@ class HyperpriorCodec:
         Raises:
             InputError: an argument is out of its range.
         """
-        check_picture(pixels, quality)
+        pixels = check_picture(pixels, quality)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise InputError(
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
@@ -202,11 +202,8 @@ class HyperpriorCodec:
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
-        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
-            raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
-        tiles = list(cut_tiles(height, width, 1 << tile_log2))
-        if len(streams) != len(tiles):
-            raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
+        sides = range(MIN_TILE_LOG2, MAX_TILE_LOG2 + 1)
+        tiles = tiles_of(streams, height, width, tile_log2, sides)
         seconds = {} if seconds is None else seconds
         with thread_count(threads) as count, torch.inference_mode():
             latents: Tensor | None = None

@@ -24,12 +24,12 @@ from pycodec.coding import rans
 from pycodec.coding.container import join_streams, split_streams
 from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
-from pycodec.errors import CorruptStreamError, InputError
+from pycodec.errors import InputError
 from pycodec.models.head_adaptation import fit_head, with_head
-from pycodec.models.lossless_network import bit_planes
+from pycodec.models.lossless_network import bit_planes, join_planes
 from pycodec.models.mirroring import wants_mirror
 from pycodec.models.model_folder import read_model_folder, write_model_folder
-from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count
+from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count, tiles_of
 
 if TYPE_CHECKING:
     from pycodec.context.wave_network_cuda import CudaWaveNetwork
@@ -295,11 +295,8 @@ class LosslessCodec:
         Raises:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
-        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
-            raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
-        tiles = list(cut_tiles(height, width, 1 << tile_log2))
-        if len(streams) != len(tiles):
-            raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
+        sides = range(MIN_TILE_LOG2, MAX_TILE_LOG2 + 1)
+        tiles = tiles_of(streams, height, width, tile_log2, sides)
         self._require_colour(not gray)
         seconds = {} if seconds is None else seconds
         pixels = None
@@ -319,15 +316,15 @@ class LosslessCodec:
         parts[0], mirrored = _split_mark(parts[0])
         networks = self._networks(planes, count)
         for head, symbols, (network, side) in zip(parts[::2], parts[1::2], networks, strict=True):
-            bits = _with_head(network, head).decode(
-                symbols,
-                self.tables,
-                tile.height,
-                tile.width,
-                threads=threads,
-                **({"side": side} if side else {}),
-            )
-            planes.append(from_bits(bits))
+            network = _with_head(network, head)
+            arguments = symbols, self.tables, tile.height, tile.width
+            options = {"side": side} if side else {}
+            if self._is_on_gpu:
+                bits = network.queue_decode(*arguments, **options).wait()
+                planes.append(join_planes(bits[None])[0].cpu().numpy())
+            else:
+                bits = network.decode(*arguments, threads=threads, **options)
+                planes.append(from_bits(bits))
         pixels = from_components(planes)
         return pixels[:, ::-1] if mirrored else pixels
 

@@ -25,7 +25,7 @@ from pycodec.context.integer_entropy_model import (
     IntegerEntropyModel,
     to_fixed_point,
 )
-from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
+from pycodec.errors import CodecError, InputError, UnsupportedError
 from pycodec.models.blocks import set_branch_dtype
 from pycodec.models.integer_transforms import pad_to_multiple
 from pycodec.models.integer_variants import Bits, VariantTransform, choose, load_selectors
@@ -38,7 +38,7 @@ from pycodec.models.model_folder import (
     write_model_folder,
 )
 from pycodec.models.photo_network import PhotoConfig
-from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count
+from pycodec.models.tiling import Tile, add_seconds, cut_tiles, end_stage, thread_count, tiles_of
 from pycodec.models.transforms import LATENT_STRIDE, Analysis, HyperAnalysis, Synthesis
 from pycodec.ops.quadtree_stage import LATENT_FRACTION_BITS
 from pycodec.quantization.bit_width import BitWidthSelector, channel_activity
@@ -205,7 +205,7 @@ class PhotoCodec:
         Raises:
             InputError: an argument is out of its range.
         """
-        check_picture(pixels, quality)
+        pixels = check_picture(pixels, quality)
         if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
             raise InputError(
                 f"tiles must have a side of {1 << MIN_TILE_LOG2} to {1 << MAX_TILE_LOG2} pixels"
@@ -316,11 +316,8 @@ class PhotoCodec:
             CorruptStreamError: the number of streams is wrong or a stream is damaged.
         """
         bits = None if self.integers is None else self.integers["synthesis"].unpack(widths)
-        if not MIN_TILE_LOG2 <= tile_log2 <= MAX_TILE_LOG2:
-            raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
-        tiles = list(cut_tiles(height, width, 1 << tile_log2))
-        if len(streams) != len(tiles):
-            raise CorruptStreamError(f"{len(tiles)} tiles, but {len(streams)} streams")
+        sides = range(MIN_TILE_LOG2, MAX_TILE_LOG2 + 1)
+        tiles = tiles_of(streams, height, width, tile_log2, sides)
         seconds = {} if seconds is None else seconds
         columns = -(-width // (1 << tile_log2))
         rows = len(tiles) // columns
@@ -410,8 +407,8 @@ def check_precision(precision: str | None) -> str | None:
     return precision
 
 
-def check_picture(pixels: np.ndarray, quality: float) -> None:
-    """Of ``compress``.
+def check_picture(pixels: np.ndarray, quality: float) -> np.ndarray:
+    """The pixels of ``compress``, perhaps in other memory: PyTorch takes no negative strides.
 
     Raises:
         InputError: ``pixels`` are not uint8 [H, W, 3], or ``quality`` is not in 1 to 100.
@@ -420,6 +417,7 @@ def check_picture(pixels: np.ndarray, quality: float) -> None:
         raise InputError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     if not isinstance(quality, numbers.Real) or not 1 <= quality <= 100:
         raise InputError(f"quality must be 1 to 100, not {quality!r}")
+    return np.ascontiguousarray(pixels) if min(pixels.strides) < 0 else pixels
 
 
 def latents_along(pixels: int) -> int:

@@ -149,7 +149,7 @@ class SphereCodec:
         Raises:
             InputError: an argument is out of its range.
         """
-        check_picture(pixels, quality)
+        pixels = check_picture(pixels, quality)
         if not MIN_BAND_LOG2 <= tile_log2 <= MAX_BAND_LOG2:
             raise InputError(f"bands must have {1 << MIN_BAND_LOG2} to {1 << MAX_BAND_LOG2} rows")
         if fault := _size_fault(*pixels.shape[:2], tile_log2):

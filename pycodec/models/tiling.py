@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import numbers
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from pycodec.errors import InputError
+from pycodec.errors import CorruptStreamError, InputError
 from pycodec.profiling import spans
 
 MAX_THREADS = 1024
@@ -47,6 +47,26 @@ def cut_tiles(height: int, width: int, side: int) -> Iterator[Tile]:
             yield Tile(top, left, min(top + side, height), min(left + side, width))
 
 
+def tiles_of(
+    streams: Sequence[bytes], height: int, width: int, tile_log2: int, sides: range
+) -> list[Tile]:
+    """The tiles that the streams of a picture are of.
+
+    Args:
+        tile_log2: of the tiles' side; one of ``sides``.
+
+    Raises:
+        CorruptStreamError: the side is none of them, or there are not as many tiles as streams.
+    """
+    if tile_log2 not in sides:
+        raise CorruptStreamError(f"the tile size 2^{tile_log2} is out of range")
+    side = 1 << tile_log2
+    count = -(-height // side) * -(-width // side)
+    if len(streams) != count:
+        raise CorruptStreamError(f"{count} tiles, but {len(streams)} streams")
+    return list(cut_tiles(height, width, side))
+
+
 @contextlib.contextmanager
 def thread_count(threads: int | None) -> Iterator[int]:
     """Run torch with ``threads`` threads (None: as many as it has), then restore its setting."""
@@ -54,7 +74,11 @@ def thread_count(threads: int | None) -> Iterator[int]:
     if threads is None:
         yield before
         return
-    if not isinstance(threads, numbers.Integral) or not 1 <= threads <= MAX_THREADS:
+    if (
+        isinstance(threads, bool)
+        or not isinstance(threads, numbers.Integral)
+        or not 1 <= threads <= MAX_THREADS
+    ):
         raise InputError(f"threads must be 1 to {MAX_THREADS}, not {threads!r}")
     torch.set_num_threads(threads)
     try:

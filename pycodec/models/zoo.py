@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import json
+import pickle
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
 
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models import hyperprior_codec, lossless, photo
@@ -16,6 +21,9 @@ DEFAULT_LOSSLESS_MODEL = "tcae-fast"
 
 Codec = photo.PhotoCodec | lossless.LosslessCodec | hyperprior_codec.HyperpriorCodec
 
+_Origin = tuple[Path, str | None, str | None]
+_origins: WeakKeyDictionary[Codec, _Origin] = WeakKeyDictionary()
+
 
 def model_names() -> list[str]:
     """Names of the models in the package."""
@@ -24,6 +32,25 @@ def model_names() -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _load(folder: Path, device: str | None, precision: str | None) -> Codec:
+    codec = _load_anew(folder, device, precision)
+    _origins[codec] = folder, device, precision
+    return codec
+
+
+def _reduce(codec: Codec) -> tuple:
+    """For pickle and copy: a model goes to another process as where it is, and is loaded there."""
+    if codec not in _origins:
+        raise pickle.PicklingError("only models that load_model() has loaded can be pickled")
+    folder, device, precision = _origins[codec]
+    name = folder.name if folder.parent == WEIGHTS.resolve() else folder
+    return load_model, (name, device, precision)
+
+
+for _kind in Codec.__args__:
+    copyreg.pickle(_kind, _reduce)
+
+
+def _load_anew(folder: Path, device: str | None, precision: str | None) -> Codec:
     kind = read_description(folder).get("kind")
     if kind == lossless.KIND:
         if precision is not None:
@@ -63,6 +90,8 @@ def load_model(
 ) -> Codec:
     """Load a model; loaded models are kept and shared.
 
+    A loaded model can be pickled, to give it to another process: that loads it from where it is.
+
     Args:
         name_or_path: a name from ``model_names()`` or a folder that ``pycodec train`` or
             ``pycodec convert-compressai`` wrote.
@@ -76,6 +105,8 @@ def load_model(
     """
     folder = model_folder(name_or_path)
     try:
+        if device is not None and torch.device(device).type == "meta":
+            raise RuntimeError("it keeps no data")
         return _load(folder.resolve(), None if device is None else str(device), precision)
     except (AssertionError, ImportError, RuntimeError) as error:  # torch's ways to refuse a device
         raise InputError(f"cannot use device {device!r}: {error}") from error
