@@ -94,7 +94,7 @@ class Slices:
     def run(
         self, seconds: float, *, retry: bool = False, only: Collection[str] | None = None
     ) -> bool:
-        """Runs the steps that are left and fit; whether none is left.
+        """Runs the steps that are left and fit, passing over what does not; whether none is left.
 
         Args:
             seconds: of this slice. A step starts only if all the time that it may take is left,
@@ -106,19 +106,20 @@ class Slices:
         done = self.outcomes()
         if retry:
             done = {name: o for name, o in done.items() if o.status in ("ok", "left out")}
-        first = True
+        first = finished = True
         for number, step in enumerate(self.steps, 1):
             if step.name in done or (only is not None and step.name not in only):
                 continue
             if not first and time.monotonic() + step.seconds > end:
-                return False
+                finished = False
+                continue
             print(f"{number} of {len(self.steps)}: {step.name}", flush=True)
             outcome = self._run(step)
             first = first and outcome.status == "left out"
             reason = "" if outcome.reason is None else f": {outcome.reason}"
             print(f"    {outcome.status} after {outcome.seconds:.1f} s{reason}", flush=True)
             self._keep(step.name, outcome)
-        return True
+        return finished
 
     def _run(self, step: Step) -> Outcome:
         command = list(step.command)

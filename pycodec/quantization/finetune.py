@@ -159,6 +159,10 @@ class _Step:
         self._done += 1
         if self.device.type != "cuda" or not self.options.graph:
             return self._run(x, quality)
+        with torch.cuda.device(self.device):
+            return self._run_graph(x, quality)
+
+    def _run_graph(self, x: Tensor, quality: Tensor) -> Tensor:
         if self._done <= _WARM_STEPS:
             self._x, self._quality = x.clone(), quality.clone()
             side = torch.cuda.Stream()

@@ -35,11 +35,19 @@ class CapturedPass:
     Args:
         run: the forward pass.
         network: whose gradients are computed; it has none at first, and may lose them in between.
+            No result of an earlier pass may be alive with its graph: what adds up the gradients
+            would belong to the stream of that pass, which is not captured.
         batch: on the GPU; it is kept, and other batches are copied into it.
     """
 
     def __init__(self, run: Pass, network: nn.Module, batch: Batch) -> None:
         self._batch = batch
+        self._device = batch.tensors()[0].device
+        with torch.cuda.device(self._device):
+            self._capture(run, network)
+
+    def _capture(self, run: Pass, network: nn.Module) -> None:
+        batch = self._batch
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):  # libraries allocate what they need before the capture
@@ -61,9 +69,10 @@ class CapturedPass:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Set the network's gradients; returns what is logged, valid until the next call."""
-        for own, other in zip(self._batch.tensors(), batch.tensors(), strict=True):
-            own.copy_(other)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            for own, other in zip(self._batch.tensors(), batch.tensors(), strict=True):
+                own.copy_(other)
+            self._graph.replay()
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
         return self._values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -63,7 +63,7 @@ FILTERS = (
     Image.Resampling.LANCZOS,
 )
 """Crops are scaled by one of them."""
-_LUMA = np.array([0.299, 0.587, 0.114])
+_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ class LosslessTrainer:
             raise InputError(f"size must be one of {', '.join(SIZES)}, not {options.size!r}")
         if options.steps < 1:
             raise InputError(f"there must be a step at least, not {options.steps}")
+        if options.crop < 1:
+            raise InputError(f"crops must have a pixel at least, not {options.crop}")
         torch.manual_seed(options.seed)
         self.options, self.out, self.report = options, out, report
         self.pictures, held = split_pictures(list_pictures(folder), 25)
@@ -390,8 +392,13 @@ class LosslessCrops(CropSampler):
 
 def to_gray(rgb: Tensor) -> Tensor:
     """Y = 0.299 R + 0.587 G + 0.114 B, truncated: uint8 [N, H, W] of uint8 [N, 3, H, W]."""
-    weights = torch.tensor(_LUMA, device=rgb.device)[:, None, None]
-    return (rgb.double() * weights).sum(1).floor().to(torch.uint8)
+    return (rgb.double() * _luma(rgb.device)).sum(1).floor().to(torch.uint8)
+
+
+@functools.cache
+def _luma(device: torch.device) -> Tensor:
+    """Kept, as a copy to a GPU waits for all that is queued there."""
+    return torch.tensor(_LUMA, dtype=torch.float64, device=device)[:, None, None]
 
 
 def load_network(source: Path, chroma: bool = False) -> LosslessNetwork:

@@ -51,6 +51,16 @@ def test_slices_end_in_time_and_go_on(slices, tmp_path):
         assert finished == (expected == "a b c ")
 
 
+def test_what_does_not_fit_is_passed_over(slices, tmp_path):
+    file = tmp_path / "ran"
+    limits = {"a": 50, "b": 500, "c": 50}
+    steps = [appending(slices, name, file, seconds=limits[name]) for name in limits]
+    assert not slices.Slices(steps, tmp_path / "out").run(100)
+    assert file.read_text() == "a c "
+    assert slices.Slices(steps, tmp_path / "out").run(100)  # the first one starts in any case
+    assert file.read_text() == "a c b "
+
+
 def test_an_interrupted_slice_goes_on(slices, tmp_path, monkeypatch):
     file = tmp_path / "ran"
     steps = [appending(slices, name, file) for name in "abc"]
@@ -237,6 +247,10 @@ def test_the_campaign_from_slice_to_slice(slices, campaign, tmp_path, monkeypatc
         slices.Step("test-x", ("python", "-c", "1"), seconds=30),
     ]
     monkeypatch.setattr(campaign, "steps", lambda: made)
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    (tmp_path / "pycodec").mkdir()
+    (tmp_path / "triton_kernels").mkdir()
+    (tmp_path / "triton_kernels" / "__init__.py").touch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(machine, "describe_machine", lambda device: {"gpu": "Made GPU 1"})
@@ -245,6 +259,7 @@ def test_the_campaign_from_slice_to_slice(slices, campaign, tmp_path, monkeypatc
     )
     arguments = ["--out", str(tmp_path), "--minutes", "0.1"]
     assert campaign.main(arguments) == slices.MORE_LEFT
+    assert (tmp_path / "pycodec" / "triton_kernels" / "__init__.py").exists()
     assert campaign.main([*arguments, "--only", "time-*"]) == 0  # it is done
     with pytest.raises(SystemExit):
         campaign.main([*arguments, "--only", "tests"])

@@ -225,6 +225,7 @@ def test_a_graph_makes_the_gradients(pictures, tmp_path, quantized):
         trainer.quantized.calibrate(*first)
     loss, _ = trainer._pass(second)
     loss.backward()
+    loss = loss.detach()  # else the graph of this pass lives on, see CapturedPass
     parameters = list(trainer.quantized.parameters())
     expected = [p.grad for p in parameters]
     trainer.quantized.zero_grad()
@@ -267,6 +268,8 @@ def test_training_and_validation_see_crops_of_all_kinds(pictures, tmp_path, monk
 def test_mistakes(pictures, tmp_path):
     with pytest.raises(InputError, match="multiple of 4"):
         LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(batch=5))
+    with pytest.raises(InputError, match="pixel"):
+        LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(crop=0))
     with pytest.raises(InputError, match="size"):
         LosslessTrainer(pictures, tmp_path / "a", LosslessOptions(size="huge"))
     with pytest.raises(InputError, match="cannot be read"):
