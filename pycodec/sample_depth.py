@@ -15,7 +15,7 @@ _SIZES_TO_COMPONENTS, _COMPONENT = 38, 3
 
 
 def sample_bits(image: Image.Image) -> int:
-    """Of an opened picture, before it is loaded: 8 where nothing else is known.
+    """Of an opened picture, before it is loaded; 8 where nothing else is known.
 
     PPM says it by its largest value, JPEG 2000 by the sizes of its codestream (ISO/IEC 15444-1,
     A.5), AVIF by the configuration of its items (AV1 Codec ISO Media File Format Binding, 2.3).
@@ -25,7 +25,7 @@ def sample_bits(image: Image.Image) -> int:
         is_scaled = isinstance(arguments, tuple) and len(arguments) > 1
         return int(arguments[1]).bit_length() if is_scaled else 8
     file = getattr(image, "fp", None)
-    if image.format not in ("JPEG2000", "AVIF") or file is None:
+    if image.format not in ("JPEG2000", "AVIF") or file is None or getattr(file, "closed", False):
         return 8
     place = file.tell()
     try:

@@ -447,27 +447,39 @@ def to_component(quantized: QuantizedNetwork) -> Component:
 
 
 def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
-    """Write a model folder from the runs of its networks.
+    """Write a model folder of two networks.
+
+    Args:
+        folder: where to.
+        gray, chroma: where the networks are: a run, or a model folder whose network is taken over.
 
     Raises:
-        InputError: a run has not been quantized yet, or is for the other kind of network.
+        InputError: a run has not been quantized yet, or is for the other kind of network; or a
+            model does not have the network.
     """
-    parts = []
-    config = {}
-    for name, run, side in (("gray", gray, 0), ("chroma", chroma, SIDES)):
-        if run is None:
-            parts.append(None)
-            continue
-        quantized = load_quantized(run)
-        if not quantized.enabled and (run / ROUNDED).exists():
-            files = run / CHECKPOINT, run / ROUNDED
-            if len({_read(file, "step")["step"] for file in files}) > 1:
-                raise InputError(f"{run}: the network was trained on after it had been quantized")
-            quantized = load_quantized(run / ROUNDED)
-        if not quantized.enabled:
-            raise InputError(f"{run}: the network has not been quantized yet")
-        if quantized.network.config.side != side:
-            raise InputError(f"{run}: this is no network of {name} pictures")
-        config[name] = quantized.network.config.to_dict()
-        parts.append(to_component(quantized))
-    save_lossless_model(folder, *parts, bit_tables(), config)
+    sources = {"gray": gray, "chroma": chroma}
+    found = {name: _exported(path, name) for name, path in sources.items() if path is not None}
+    components = (found[name][0] if name in found else None for name in sources)
+    config = {name: description for name, (_, description) in found.items()}
+    save_lossless_model(folder, *components, bit_tables(), config)
+
+
+def _exported(source: Path, name: str) -> tuple[Component, dict]:
+    """The integer network of a run or a model, and what it was made from."""
+    if (source / CONFIG_FILE).is_file():
+        network = getattr(load_lossless_model(source), name)
+        if network is None:
+            raise InputError(f"{source}: the model has no network of {name} pictures")
+        config = read_description(source)["config"].get(name, {})
+        return Component(list(network.layers), tuple(network.steps)), config
+    quantized = load_quantized(source)
+    if not quantized.enabled and (source / ROUNDED).exists():
+        files = source / CHECKPOINT, source / ROUNDED
+        if len({_read(file, "step")["step"] for file in files}) > 1:
+            raise InputError(f"{source}: the network was trained on after it had been quantized")
+        quantized = load_quantized(source / ROUNDED)
+    if not quantized.enabled:
+        raise InputError(f"{source}: the network has not been quantized yet")
+    if (quantized.network.config.side == SIDES) != (name == "chroma"):
+        raise InputError(f"{source}: this is no network of {name} pictures")
+    return to_component(quantized), quantized.network.config.to_dict()

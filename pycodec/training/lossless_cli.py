@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pycodec.errors import InputError
 from pycodec.models.lossless_network import ORDERS, SIZES
 from pycodec.training.lossless import LosslessOptions, LosslessTrainer, export_model
 from pycodec.training.options import add_options
@@ -44,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--with-chroma",
         type=Path,
         metavar="RUN",
-        help="run folder of a chroma network that model/ gets too",
+        help="run, or model, whose chroma network model/ gets too",
+    )
+    parser.add_argument(
+        "--with-gray",
+        type=Path,
+        metavar="RUN",
+        help="with --chroma: run, or model, of the gray network of a model/ that gets both",
     )
     parser.add_argument(
         "--start",
@@ -59,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, resume or export; returns the exit code."""
+    if args.with_gray is not None and not args.chroma:
+        raise InputError("--with-gray goes with --chroma")
     options = LosslessOptions(
         size=args.size,
         order=args.order,
@@ -72,9 +81,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.export_only:
         torch.backends.cudnn.benchmark = True  # all crops have one size
         LosslessTrainer(args.folder, args.out, options, start=args.start, report=report).run()
-    if args.chroma:
+    gray, chroma = (args.with_gray, args.out) if args.chroma else (args.out, args.with_chroma)
+    if gray is None:
         report(f"finished; --with-chroma {args.out} adds this network to a model")
         return 0
-    export_model(args.out / "model", args.out, args.with_chroma)
+    export_model(args.out / "model", gray, chroma)
     report(f"wrote {args.out / 'model'}; use it with --lossless --model {args.out / 'model'}")
     return 0

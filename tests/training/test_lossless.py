@@ -78,6 +78,14 @@ def test_train_resume_export_use(pictures, tmp_path):
     export_model(tmp_path / "model", gray, chroma)
     codec = load_lossless_model(tmp_path / "model")
     assert codec.chroma is not None
+    for i, sources in enumerate(((tmp_path / "model", chroma), (gray, tmp_path / "model"))):
+        export_model(tmp_path / f"again{i}", *sources)
+        assert load_lossless_model(tmp_path / f"again{i}").fingerprint == codec.fingerprint
+    with pytest.raises(InputError, match="no network of gray"):
+        export_model(tmp_path / "none", chroma, gray)
+    export_model(tmp_path / "gray-only", tmp_path / "model")
+    with pytest.raises(InputError, match="has no network of chroma"):
+        export_model(tmp_path / "none", gray, tmp_path / "gray-only")
 
     source, coded, result = (str(tmp_path / name) for name in ("a.png", "a.lci", "b.png"))
     Image.fromarray(data.coffee()[:33, :40]).save(source)
