@@ -316,7 +316,9 @@ def convert_checkpoint(
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {checkpoint}: {error}") from error
     except Exception as error:  # on other files torch raises whatever it stumbles on
-        raise InputError(f"{checkpoint} is damaged, or no checkpoint of PyTorch") from error
+        raise InputError(
+            f"cannot read the checkpoint {checkpoint}: damaged, or not of PyTorch"
+        ) from error
     for key in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

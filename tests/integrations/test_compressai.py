@@ -245,6 +245,7 @@ def test_wrong_checkpoints(tmp_path, capsys):
     out = tmp_path / "out"
     for name, content in [
         ("text.pth", b"no checkpoint"),
+        ("word.pth", b"hello"),  # a KeyError of the unpickler
         ("empty.pth", b""),
         ("code.pth", pickle.dumps(print)),  # would run on loading, were it allowed to
     ]:
