@@ -41,16 +41,3 @@ class UnsupportedError(CodecError):
 
 class InputError(CodecError, ValueError):
     """The caller's picture or argument cannot be used."""
-
-
-def refuse_more_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Guard against decompression bombs.
-
-    Raises:
-        InputError: ``width * height`` is above ``max_pixels``.
-    """
-    if width * height > max_pixels:
-        raise InputError(
-            f"{width}x{height} pixels are more than {max_pixels}: raise the limit "
-            "(--max-pixels, max_pixels) if you trust the file"
-        )

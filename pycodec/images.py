@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError, features
 
-from pycodec.errors import CodecError, InputError, refuse_more_pixels
+from pycodec.coding.container import refuse_more_pixels
+from pycodec.errors import CodecError, InputError
 from pycodec.sample_depth import sample_bits
 
 # fmt: off

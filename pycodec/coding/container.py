@@ -16,13 +16,7 @@ from itertools import pairwise
 from typing import BinaryIO, NamedTuple
 
 from pycodec.coding.deflate import deflate, inflate
-from pycodec.errors import (
-    CodecError,
-    CorruptStreamError,
-    InputError,
-    UnsupportedError,
-    refuse_more_pixels,
-)
+from pycodec.errors import CodecError, CorruptStreamError, InputError, UnsupportedError
 
 # The first byte can start neither ASCII nor UTF-8 text, so the file is never taken for text.
 MAGIC = b"\x8cLCI"
@@ -203,6 +197,19 @@ def unpack(data: bytes) -> Container:
 def peek(data: bytes) -> Header:
     """Read and check the header alone; ``data`` may end anywhere after it."""
     return _read_header(memoryview(data).cast("B"))[0]
+
+
+def refuse_more_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Guard against decompression bombs.
+
+    Raises:
+        InputError: ``width * height`` is above ``max_pixels``.
+    """
+    if width * height > max_pixels:
+        raise InputError(
+            f"{width}x{height} pixels are more than {max_pixels}: raise the limit "
+            "(--max-pixels, max_pixels) if you trust the file"
+        )
 
 
 def refuse_large(header: Header, max_pixels: int) -> None:
