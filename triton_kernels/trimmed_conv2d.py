@@ -149,7 +149,7 @@ def requantize(
     multiplier_ptr,
     negative_multiplier_ptr,
     residual_ptr,  # int8 [..., out_channels]
-    residual_multiplier,
+    residual_multiplier_ptr,
     half,  # int64: 2 ** (shift - 1)
     shift,
     lower,
@@ -173,7 +173,8 @@ def requantize(
             mask=valid[:, None] & o_inside[None, :],
             other=0,
         )
-        total += residual.to(tl.int64) * residual_multiplier
+        scale = tl.load(residual_multiplier_ptr + o, mask=o_inside, other=0)
+        total += residual.to(tl.int64) * scale[None, :].to(tl.int64)
     return tl.minimum(tl.maximum(total >> shift, lower), upper)
 
 
@@ -187,6 +188,7 @@ def quantized_trimmed_conv2d_kernel(
     multiplier_ptr,
     negative_multiplier_ptr,
     residual_ptr,
+    residual_multiplier_ptr,
     out_ptr,  # int8 or uint8 [batch, height, width, out_channels]
     positions,  # batch * height * width
     height,
@@ -195,7 +197,6 @@ def quantized_trimmed_conv2d_kernel(
     out_channels,
     group_width,
     blocks_per_tap,
-    residual_multiplier,
     half,
     shift,
     lower,
@@ -242,7 +243,7 @@ def quantized_trimmed_conv2d_kernel(
         multiplier_ptr,
         negative_multiplier_ptr,
         residual_ptr,
-        residual_multiplier,
+        residual_multiplier_ptr,
         half,
         shift,
         lower,
@@ -317,7 +318,7 @@ def launch_quantized(
     parameters: tuple[Tensor, Tensor, Tensor],
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
     out: Tensor,
@@ -345,6 +346,7 @@ def launch_quantized(
         blocks,
         *parameters,
         x if residual is None else residual,
+        blocks if residual_multiplier is None else residual_multiplier,
         out,
         positions,
         height,
@@ -353,7 +355,6 @@ def launch_quantized(
         out_channels,
         group_width,
         triton.cdiv(in_channels, BLOCK_IN_INT8),
-        residual_multiplier,
         1 << (shift - 1),
         shift,
         lower,

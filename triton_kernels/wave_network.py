@@ -79,6 +79,7 @@ def wave_layer_kernel(
     multiplier_ptr,
     negative_multiplier_ptr,
     residual_ptr,  # int8 [height, width, out_channels]
+    residual_multiplier_ptr,
     out_ptr,  # int8 [height, width, out_channels]; for the last layer uint8, in order of coding
     t,
     group_step,
@@ -93,7 +94,6 @@ def wave_layer_kernel(
     out_channels,
     group_width,
     blocks_per_tap,
-    residual_multiplier,
     half,
     shift,
     lower,
@@ -157,7 +157,7 @@ def wave_layer_kernel(
             multiplier_ptr,
             negative_multiplier_ptr,
             residual_ptr,
-            residual_multiplier,
+            residual_multiplier_ptr,
             half,
             shift,
             lower,
@@ -203,6 +203,7 @@ class _DeviceLayer:
     counts: Tensor
     blocks: Tensor
     parameters: tuple[Tensor, Tensor, Tensor]
+    of_residual: Tensor | None  # its multipliers
 
 
 class WaveDecoder:
@@ -230,11 +231,13 @@ class WaveDecoder:
         mask = torch.from_numpy(layer.mask).to(self._device)
         weight = trim_quantized(torch.from_numpy(layer.weight).to(self._device), mask)
         parameters = (layer.bias, layer.multiplier, layer.negative_multiplier)
+        of_residual = layer.residual_multiplier
         return _DeviceLayer(
             layer,
             weight.permute(1, 2, 3, 0).contiguous(),
             *block_lists(mask, weight.shape[3], BLOCK_IN_INT8),
             tuple(torch.from_numpy(p).to(self._device) for p in parameters),
+            None if of_residual is None else torch.from_numpy(of_residual).to(self._device),
         )
 
     def decode(self, data: bytes, tables: TableSet, height: int, width: int) -> NDArray[np.int32]:
@@ -293,6 +296,7 @@ class WaveDecoder:
             on_device.blocks,
             *on_device.parameters,
             tensors[SYMBOLS if layer.residual is None else layer.residual],
+            on_device.blocks if on_device.of_residual is None else on_device.of_residual,
             tensors[number + 1],
             t,
             group_step,
@@ -307,7 +311,6 @@ class WaveDecoder:
             layer.groups * layer.out_width,
             layer.out_width,
             triton.cdiv(layer.groups * layer.in_width, BLOCK_IN_INT8),
-            layer.residual_multiplier,
             1 << (layer.shift - 1),
             layer.shift,
             layer.lower,

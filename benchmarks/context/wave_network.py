@@ -91,7 +91,9 @@ def make_layers(config: LosslessConfig, order: str) -> list[IntegerLayer]:
                 negative_multiplier=np.full(channels, unit / 4, np.int32),
                 shift=shift,
                 residual=residual,
-                residual_multiplier=0 if residual is None else 1 << (shift - 1),
+                residual_multiplier=None
+                if residual is None
+                else np.full(channels, 1 << (shift - 1), np.int32),
                 lower=0 if last else -127,
                 upper=TABLES.num_tables - 1 if last else 127,
             )

@@ -58,22 +58,24 @@ void trimmed_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias
 
 void quantized_trimmed_conv2d(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias,
                               std::uintptr_t multiplier, std::uintptr_t negative_multiplier,
-                              std::uintptr_t residual, std::uintptr_t counts, std::uintptr_t blocks,
-                              std::uintptr_t out, const Shape& x_shape, const Shape& weight_shape,
-                              int groups_out, int shift, std::int32_t residual_multiplier,
-                              std::int32_t lower, std::int32_t upper, std::uintptr_t stream) {
+                              std::uintptr_t residual, std::uintptr_t residual_multiplier,
+                              std::uintptr_t counts, std::uintptr_t blocks, std::uintptr_t out,
+                              const Shape& x_shape, const Shape& weight_shape, int groups_out,
+                              int shift, std::int32_t lower, std::int32_t upper,
+                              std::uintptr_t stream) {
   pycodec::cuda::QuantizedTrimmedConv2dArguments a = {};
   a.shape = trimmed_shape(groups_out, counts, blocks);
   std::tie(a.shape.batch, a.shape.height, a.shape.width, a.shape.in_channels) = x_shape;
   std::tie(a.shape.out_channels, a.shape.kernel_height, a.shape.kernel_width, std::ignore) =
       weight_shape;
-  a.requantization = {residual_multiplier, shift, lower, upper};
+  a.requantization = {shift, lower, upper};
   a.x = pointer<const std::int8_t>(x);
   a.weight = pointer<const std::int8_t>(weight);
   a.bias = pointer<const std::int32_t>(bias);
   a.multiplier = pointer<const std::int32_t>(multiplier);
   a.negative_multiplier = pointer<const std::int32_t>(negative_multiplier);
   a.residual = pointer<const std::int8_t>(residual);
+  a.residual_multiplier = pointer<const std::int32_t>(residual_multiplier);
   a.out = pointer<std::uint8_t>(out);
   pycodec::cuda::quantized_trimmed_conv2d(a, pointer<void>(stream));
 }
@@ -87,8 +89,8 @@ void bind_cuda_trimmed_conv2d(py::module_& m) {
         "csrc/cuda/trimmed_conv2d.hpp describes the arguments.");
   m.def("quantized_trimmed_conv2d", &quantized_trimmed_conv2d, py::kw_only(), py::arg("x"),
         py::arg("weight"), py::arg("bias"), py::arg("multiplier"), py::arg("negative_multiplier"),
-        py::arg("residual"), py::arg("counts"), py::arg("blocks"), py::arg("out"),
-        py::arg("x_shape"), py::arg("weight_shape"), py::arg("groups_out"), py::arg("shift"),
-        py::arg("residual_multiplier"), py::arg("lower"), py::arg("upper"), py::arg("stream"),
+        py::arg("residual"), py::arg("residual_multiplier"), py::arg("counts"), py::arg("blocks"),
+        py::arg("out"), py::arg("x_shape"), py::arg("weight_shape"), py::arg("groups_out"),
+        py::arg("shift"), py::arg("lower"), py::arg("upper"), py::arg("stream"),
         "csrc/cuda/trimmed_conv2d.hpp describes the arguments.");
 }

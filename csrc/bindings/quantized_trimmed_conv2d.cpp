@@ -23,8 +23,8 @@ py::array run(const Array<std::int8_t>& x, const Array<std::int8_t>& weight,
               const Array<std::uint8_t>& mask, const Array<std::int32_t>& bias,
               const Array<std::int32_t>& multiplier, const Array<std::int32_t>& negative_multiplier,
               int shift, const std::optional<Array<std::int8_t>>& residual,
-              std::int32_t residual_multiplier, std::int32_t lower, std::int32_t upper,
-              int threads) {
+              const std::optional<Array<std::int32_t>>& residual_multiplier, std::int32_t lower,
+              std::int32_t upper, int threads) {
   if (x.ndim() != 4 || weight.ndim() != 4 || mask.ndim() != 4) {
     throw std::invalid_argument("x, weight and mask must have four dimensions");
   }
@@ -39,6 +39,10 @@ py::array run(const Array<std::int8_t>& x, const Array<std::int8_t>& weight,
   for (const auto* values : {&bias, &multiplier, &negative_multiplier}) {
     if (values->size() != cout) throw std::invalid_argument("one value for each output channel");
   }
+  if (residual.has_value() != residual_multiplier.has_value() ||
+      (residual_multiplier && residual_multiplier->size() != cout)) {
+    throw std::invalid_argument("a residual needs one multiplier for each output channel");
+  }
   if (residual && residual->size() != x.shape(0) * x.shape(1) * x.shape(2) * cout) {
     throw std::invalid_argument("the residual must have the shape of the output");
   }
@@ -48,8 +52,8 @@ py::array run(const Array<std::int8_t>& x, const Array<std::int8_t>& weight,
   const pycodec::TrimmedConv conv(
       {static_cast<int>(groups), static_cast<int>(cin / groups), static_cast<int>(cout / groups),
        static_cast<int>(weight.shape(1)), static_cast<int>(weight.shape(2)), weight.data(),
-       mask.data(), bias.data(), multiplier.data(), negative_multiplier.data(), residual_multiplier,
-       shift, lower, upper});
+       mask.data(), bias.data(), multiplier.data(), negative_multiplier.data(),
+       residual_multiplier ? residual_multiplier->data() : nullptr, shift, lower, upper});
   const auto dtype = upper > 127 ? py::dtype::of<std::uint8_t>() : py::dtype::of<std::int8_t>();
   py::array out(dtype, {x.shape(0), x.shape(1), x.shape(2), cout});
   auto* to = static_cast<std::uint8_t*>(out.mutable_data());

@@ -55,7 +55,6 @@ std::unique_ptr<WaveNetwork> make_network(int groups, const std::vector<int>& si
     conv.in_width = number("in_width");
     conv.out_width = number("out_width");
     conv.kernel_rows = conv.kernel_columns = number("kernel");
-    conv.residual_multiplier = number("residual_multiplier");
     conv.shift = number("shift");
     conv.lower = number("lower");
     conv.upper = number("upper");
@@ -78,6 +77,10 @@ std::unique_ptr<WaveNetwork> make_network(int groups, const std::vector<int>& si
         data_of(keep(d["multiplier"].cast<Array<std::int32_t>>()), channels, "multiplier");
     conv.negative_multiplier = data_of(keep(d["negative_multiplier"].cast<Array<std::int32_t>>()),
                                        channels, "negative_multiplier");
+    if (layer.residual >= 0) {
+      conv.residual_multiplier = data_of(keep(d["residual_multiplier"].cast<Array<std::int32_t>>()),
+                                         channels, "residual_multiplier");
+    }
     if (!d["active"].is_none()) {
       layer.active = data_of(keep(d["active"].cast<Array<std::uint8_t>>()), phase.size(), "active");
     }

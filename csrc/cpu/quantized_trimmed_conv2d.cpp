@@ -49,7 +49,6 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
       out_width_(from.out_width),
       kernel_rows_(from.kernel_rows),
       kernel_columns_(from.kernel_columns),
-      residual_multiplier_(from.residual_multiplier),
       shift_(from.shift),
       lower_(from.lower),
       upper_(from.upper) {
@@ -143,10 +142,12 @@ TrimmedConv::TrimmedConv(const TrimmedConvParameters& from)
           static_cast<std::int32_t>(static_cast<std::uint32_t>(from.bias[c]) - 128 * sum));
       group.multiplier.push_back(from.multiplier[c]);
       group.negative_multiplier.push_back(from.negative_multiplier[c]);
+      group.residual_multiplier.push_back(from.residual_multiplier ? from.residual_multiplier[c]
+                                                                   : 0);
     }
     const auto lanes = static_cast<std::size_t>(group.vectors) * kTrimmedLanes;
-    for (auto* values :
-         {&group.bias, &group.own_bias, &group.multiplier, &group.negative_multiplier}) {
+    for (auto* values : {&group.bias, &group.own_bias, &group.multiplier,
+                         &group.negative_multiplier, &group.residual_multiplier}) {
       values->resize(lanes, 0);
     }
     return group;
@@ -208,7 +209,7 @@ TrimmedLayer TrimmedConv::layer(const Group& group, const Places& places, std::u
           group.bias.data(),
           group.multiplier.data(),
           group.negative_multiplier.data(),
-          residual_multiplier_,
+          group.residual_multiplier.data(),
           shift_,
           lower_,
           upper_,

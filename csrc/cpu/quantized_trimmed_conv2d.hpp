@@ -29,7 +29,7 @@ struct TrimmedConvParameters {
   const std::int32_t* bias;         // [groups][out_width]
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
-  std::int32_t residual_multiplier;
+  const std::int32_t* residual_multiplier;  // or null
   int shift;
   std::int32_t lower, upper;  // of int8 or of uint8
 };
@@ -78,11 +78,10 @@ class TrimmedConv {
     int width, vectors;  // output channels
     std::vector<Input> inputs, blocks, pairs;
     AlignedBuffer weights{0}, block_weights{0}, pair_weights{0};
-    std::vector<std::int32_t> bias, own_bias, multiplier, negative_multiplier;
+    std::vector<std::int32_t> bias, own_bias, multiplier, negative_multiplier, residual_multiplier;
   };
 
   int in_width_, out_width_, kernel_rows_, kernel_columns_;
-  std::int32_t residual_multiplier_;
   int shift_;
   std::int32_t lower_, upper_;
   std::vector<Group> groups_;

@@ -21,13 +21,13 @@ struct Requantizer {
         shift(_mm_cvtsi32_si128(layer.shift)),
         lower(_mm256_set1_epi64x(layer.lower)),
         upper(_mm256_set1_epi64x(layer.upper)),
-        residual_multiplier(_mm256_set1_epi32(layer.residual_multiplier)),
         flip(_mm256_set1_epi32(layer.flip)),
         residual_flip(_mm_set1_epi8(static_cast<char>(layer.residual_flip))) {}
 
   // The even 32-bit lanes; results are 64 bits wide. There is no arithmetic shift of 64 bits: with
   // the sign bit flipped, a logical one is the same but for where that bit then is.
-  __m256i even(__m256i acc, __m256i multiplier, __m256i residual) const {
+  __m256i even(__m256i acc, __m256i multiplier, __m256i residual,
+               __m256i residual_multiplier) const {
     __m256i x = _mm256_add_epi64(_mm256_mul_epi32(acc, multiplier), half);
     x = _mm256_add_epi64(x, _mm256_mul_epi32(residual, residual_multiplier));
     x = _mm256_srl_epi64(_mm256_xor_si256(x, sign), shift);
@@ -37,17 +37,19 @@ struct Requantizer {
   }
 
   // Eight outputs as 32-bit lanes, of which the lowest byte counts.
-  __m256i run(__m256i acc, __m256i positive, __m256i negative, __m256i residual) const {
+  __m256i run(__m256i acc, __m256i positive, __m256i negative, __m256i residual,
+              __m256i residual_multiplier) const {
     const __m256i multiplier = _mm256_blendv_epi8(positive, negative, _mm256_srai_epi32(acc, 31));
-    const __m256i evens = even(acc, multiplier, residual);
-    const __m256i odds = even(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(multiplier, 32),
-                              _mm256_srli_epi64(residual, 32));
+    const __m256i evens = even(acc, multiplier, residual, residual_multiplier);
+    const __m256i odds =
+        even(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(multiplier, 32),
+             _mm256_srli_epi64(residual, 32), _mm256_srli_epi64(residual_multiplier, 32));
     return _mm256_xor_si256(_mm256_blend_epi32(evens, _mm256_slli_epi64(odds, 32), 0xAA), flip);
   }
 
   __m256i half, sign, shifted_sign;
   __m128i shift;
-  __m256i lower, upper, residual_multiplier, flip;
+  __m256i lower, upper, flip;
   __m128i residual_flip;
 };
 
@@ -82,6 +84,7 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
   const __m256i bias = load_8(layer.bias + first);
   const __m256i positive = load_8(layer.multiplier + first);
   const __m256i negative = load_8(layer.negative_multiplier + first);
+  const __m256i of_residual = load_8(layer.residual_multiplier + first);
   for (int p = 0; p < positions; ++p) {
     // Adding neighbours leaves lanes 0 1 4 5 | 2 3 6 7.
     const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[p][0], acc[p][1]), 0xD8);
@@ -93,7 +96,8 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
       const __m128i values = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
       residual = _mm256_cvtepi8_epi32(_mm_xor_si128(values, requantizer.residual_flip));
     }
-    const __m256i out = requantizer.run(_mm256_add_epi32(sums, bias), positive, negative, residual);
+    const __m256i out =
+        requantizer.run(_mm256_add_epi32(sums, bias), positive, negative, residual, of_residual);
     alignas(32) std::int32_t lanes[kTrimmedLanes];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), out);
     std::uint8_t* to = tile.out + (position + p) * tile.out_step + first;

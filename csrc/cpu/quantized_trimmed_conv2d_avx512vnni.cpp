@@ -24,13 +24,13 @@ struct Requantizer {
         lower(_mm_set1_epi16(static_cast<short>(layer.lower))),
         upper(_mm_set1_epi16(static_cast<short>(layer.upper))),
         flip(_mm_set1_epi8(static_cast<char>(layer.flip))),
-        residual_flip(_mm_set1_epi8(static_cast<char>(layer.residual_flip))),
-        residual_multiplier(_mm512_set1_epi64(layer.residual_multiplier)) {}
+        residual_flip(_mm_set1_epi8(static_cast<char>(layer.residual_flip))) {}
 
   // Eight outputs in the low bytes. A lane of acc has the accumulator in its low half and the same
   // sign. Saturation to 16 bits leaves every clamp to a byte as it is.
   template <bool HasResidual>
-  __m128i run(__m512i acc, __m512i positive, __m512i negative, __m128i residual) const {
+  __m128i run(__m512i acc, __m512i positive, __m512i negative, __m128i residual,
+              __m512i residual_multiplier) const {
     const __mmask8 is_negative = _mm512_cmplt_epi64_mask(acc, _mm512_setzero_si512());
     const __m512i multiplier = _mm512_mask_mov_epi64(positive, is_negative, negative);
     __m512i sum = _mm512_mul_epi32(acc, multiplier);
@@ -46,7 +46,6 @@ struct Requantizer {
 
   __m512i half;
   __m128i shift, lower, upper, flip, residual_flip;
-  __m512i residual_multiplier;
 };
 
 inline __m512i widened(const std::int32_t* values) { return _mm512_cvtepi32_epi64(load_8(values)); }
@@ -158,6 +157,7 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
     const auto mask = static_cast<__mmask16>(channels < kTrimmedLanes ? (1 << channels) - 1 : 0xFF);
     const __m512i positive = widened(layer.multiplier + channel);
     const __m512i negative = widened(layer.negative_multiplier + channel);
+    const __m512i of_residual = widened(layer.residual_multiplier + channel);
     std::uint8_t* out = tile.out + position * tile.out_step + channel;
     const std::uint8_t* residual =
         HasResidual ? tile.residual + position * tile.residual_step + channel : nullptr;
@@ -169,7 +169,8 @@ void run_tile(const TrimmedLayer& layer, const TrimmedTile& tile, const Requanti
         residual += tile.residual_step;
       }
       const __m512i wide = _mm512_cvtepi32_epi64(acc[p][v]);
-      store_bytes(out, requantizer.run<HasResidual>(wide, positive, negative, bytes), channels);
+      bytes = requantizer.run<HasResidual>(wide, positive, negative, bytes, of_residual);
+      store_bytes(out, bytes, channels);
     }
   }
 }
@@ -217,6 +218,7 @@ void run_pair_tile(const TrimmedLayer& layer, const TrimmedTile& tile,
       static_cast<__mmask16>(layer.width < kTrimmedLanes ? (1 << layer.width) - 1 : 0xFF);
   const __m512i positive = widened(layer.multiplier);
   const __m512i negative = widened(layer.negative_multiplier);
+  const __m512i of_residual = widened(layer.residual_multiplier);
   std::uint8_t* out = tile.out + position * tile.out_step;
   const std::uint8_t* residual =
       HasResidual ? tile.residual + position * tile.residual_step : nullptr;
@@ -232,7 +234,8 @@ void run_pair_tile(const TrimmedLayer& layer, const TrimmedTile& tile,
       bytes = _mm_maskz_loadu_epi8(mask, residual);
       residual += tile.residual_step;
     }
-    store_bytes(out, requantizer.run<HasResidual>(sum, positive, negative, bytes), layer.width);
+    bytes = requantizer.run<HasResidual>(sum, positive, negative, bytes, of_residual);
+    store_bytes(out, bytes, layer.width);
   }
 }
 
@@ -300,6 +303,7 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
   const __m256i bias = _mm256_set1_epi32(layer.bias[0]);
   const __m512i positive = _mm512_set1_epi64(layer.multiplier[0]);
   const __m512i negative = _mm512_set1_epi64(layer.negative_multiplier[0]);
+  const __m512i of_residual = _mm512_set1_epi64(layer.residual_multiplier[0]);
   for (std::int64_t position = 0; position < tile.positions; position += 8) {
     const std::int64_t left = tile.positions - position;
     const int count = left < 8 ? static_cast<int>(left) : 8;
@@ -322,19 +326,18 @@ void run_narrow(const TrimmedLayer& layer, const TrimmedTile& tile) {
       }
     }
     const __m512i sums = _mm512_cvtepi32_epi64(_mm256_add_epi32(sums_of_8(acc), bias));
-    std::uint64_t outs;
+    __m128i bytes = _mm_setzero_si128();
     if (tile.residual) {
       std::uint8_t residuals[8] = {};
       for (int p = 0; p < count; ++p) {
         residuals[p] = tile.residual[(position + p) * tile.residual_step];
       }
-      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residuals));
-      outs = static_cast<std::uint64_t>(
-          _mm_cvtsi128_si64(requantizer.run<true>(sums, positive, negative, bytes)));
+      bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residuals));
+      bytes = requantizer.run<true>(sums, positive, negative, bytes, of_residual);
     } else {
-      outs = static_cast<std::uint64_t>(
-          _mm_cvtsi128_si64(requantizer.run<false>(sums, positive, negative, _mm_setzero_si128())));
+      bytes = requantizer.run<false>(sums, positive, negative, bytes, of_residual);
     }
+    auto outs = static_cast<std::uint64_t>(_mm_cvtsi128_si64(bytes));
     std::uint8_t* out = tile.out + position * tile.out_step;
     if (tile.out_step == 1 && count == 8) {
       __builtin_memcpy(out, &outs, 8);

@@ -46,7 +46,7 @@ struct TrimmedLayer {
   const std::int32_t* bias;         // less 128 times the sum of the weights
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
-  std::int32_t residual_multiplier;
+  const std::int32_t* residual_multiplier;
   int shift;
   std::int32_t lower, upper;
   std::uint8_t flip, residual_flip;  // 128 for a frame, 0 for plain int8 or uint8
@@ -77,7 +77,7 @@ static inline std::uint8_t trimmed_output(const TrimmedLayer& layer, int channel
   std::int64_t sum = std::int64_t{acc} * multiplier + (std::int64_t{1} << (layer.shift - 1));
   if (residual) {
     const auto value = static_cast<std::int8_t>(residual[channel] ^ layer.residual_flip);
-    sum += std::int64_t{value} * layer.residual_multiplier;
+    sum += std::int64_t{value} * layer.residual_multiplier[channel];
   }
   sum >>= layer.shift;
   if (sum < layer.lower) sum = layer.lower;

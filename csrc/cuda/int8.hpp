@@ -84,18 +84,17 @@ PYCODEC_HOST_DEVICE inline std::int32_t add(std::int32_t a, std::int32_t b) {
 
 // What is the same for all outputs of an integer layer.
 struct Requantization {
-  std::int32_t residual_multiplier;
   int shift;
   std::int32_t lower, upper;
 };
 
-// A layer's output from its accumulator, see pycodec/context/wave_network.py; no residual is 0.
+// A layer's output from its accumulator, see pycodec/context/wave_network.py. `residual`: times
+// its multiplier; 0 for none.
 PYCODEC_HOST_DEVICE inline std::int32_t requantize(const Requantization& q, std::int32_t acc,
                                                    std::int32_t multiplier,
                                                    std::int32_t negative_multiplier,
-                                                   std::int32_t residual) {
-  std::int64_t sum = std::int64_t{acc} * (acc >= 0 ? multiplier : negative_multiplier) +
-                     std::int64_t{residual} * q.residual_multiplier +
+                                                   std::int64_t residual) {
+  std::int64_t sum = std::int64_t{acc} * (acc >= 0 ? multiplier : negative_multiplier) + residual +
                      (std::int64_t{1} << (q.shift - 1));
   sum >>= q.shift;
   if (sum < q.lower) sum = q.lower;

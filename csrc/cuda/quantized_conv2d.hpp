@@ -19,15 +19,15 @@ struct QuantizedConv2dArguments {
   const std::int16_t* zero_point;  // [in_channels]: x outside the picture; null for 0
   const std::int16_t* residual;    // like out; null for none
   // Of the trimmed convolution, null for none: multipliers of negative sums, and a residual that is
-  // added with a multiplier of its own before the shift.
+  // added with multipliers of its own before the shift.
   const std::int32_t* negative_multiplier;
   const std::int8_t* scaled_residual;
+  const std::int32_t* residual_multiplier;
   void* out;  // [batch][out_height * upscale][out_width * upscale][...], out_bytes a value
   std::int64_t batch, height, width;
   int in_channels, out_channels, kernel_height, kernel_width;
   int x_bytes, weight_bits, out_bytes;  // weight_bits: 4, 8 or 16
   bool x_is_signed;
-  std::int32_t residual_multiplier;
   int stride, upscale, shift;
   std::int32_t lower, upper;
 

@@ -78,6 +78,7 @@ struct alignas(8) MmaResidual {
 
 struct MmaChannels {
   std::int32_t bias[kMmaGroup], multiplier[kMmaGroup], negative_multiplier[kMmaGroup];
+  const std::int32_t* residual_multiplier;  // where there is a scaled residual
 };
 
 template <class Tile>
@@ -361,7 +362,7 @@ PYCODEC_HOST_DEVICE inline void requantize_group(const QuantizedConv2dArguments&
     const std::int32_t multiplier =
         sum < 0 ? channels.negative_multiplier[c] : channels.multiplier[c];
     std::int64_t product = std::int64_t{sum} * multiplier + half;
-    if (scaled) product += std::int64_t{residual.values[c]} * a.residual_multiplier;
+    if (scaled) product += std::int64_t{residual.values[c]} * channels.residual_multiplier[c];
     const std::int32_t added = scaled ? 0 : residual.values[c];
     if (a.shift > 32) {
       const std::int32_t value =
@@ -438,6 +439,8 @@ PYCODEC_DEVICE void store_sums(const QuantizedConv2dArguments& a, std::uint32_t 
       return;
     }
     MmaChannels group;
+    group.residual_multiplier =
+        a.scaled_residual == nullptr ? nullptr : a.residual_multiplier + out;
     PYCODEC_UNROLL
     for (int c = 0; c < kMmaGroup; ++c) {
       group.bias[c] = a.bias[out + c];

@@ -122,7 +122,7 @@ PYCODEC_HOST_DEVICE inline void store_sum(const QuantizedConv2dArguments& a, Pos
   value += std::int64_t{sum} *
            (negative ? a.negative_multiplier[out_channel] : a.multiplier[out_channel]);
   if (a.scaled_residual != nullptr) {
-    value += std::int64_t{a.scaled_residual[place]} * a.residual_multiplier;
+    value += std::int64_t{a.scaled_residual[place]} * a.residual_multiplier[out_channel];
   }
   value >>= a.shift;
   if (a.residual != nullptr) value += a.residual[place];

@@ -41,8 +41,9 @@ struct QuantizedTrimmedConv2dArguments {
   const std::int32_t* bias;
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
-  const std::int8_t* residual;  // [batch][height][width][out_channels], or null
-  std::uint8_t* out;            // likewise; the bytes of int8 or uint8
+  const std::int8_t* residual;              // [batch][height][width][out_channels], or null
+  const std::int32_t* residual_multiplier;  // [out_channels], if there is a residual
+  std::uint8_t* out;                        // likewise; the bytes of int8 or uint8
 };
 
 // The same as an untrimmed convolution: its zeros are multiplied too. On tensor cores that is
@@ -55,7 +56,7 @@ inline QuantizedConv2dArguments untrimmed(const QuantizedTrimmedConv2dArguments&
   all.multiplier = a.multiplier;
   all.negative_multiplier = a.negative_multiplier;
   all.scaled_residual = a.residual;
-  all.residual_multiplier = a.requantization.residual_multiplier;
+  all.residual_multiplier = a.residual_multiplier;
   all.out = a.out;
   all.batch = a.shape.batch;
   all.height = a.shape.height;

@@ -262,9 +262,13 @@ PYCODEC_DEVICE void quantized_trimmed_conv2d_block(const QuantizedTrimmedConv2dA
         const std::int64_t position = first_position + along + i * Tile::kAlongPositions;
         if (position >= positions) continue;
         const std::int64_t place = position * s.out_channels + out;
+        std::int64_t residual = 0;
+        if (a.residual != nullptr) {
+          residual = std::int64_t{a.residual[place]} * a.residual_multiplier[out];
+        }
         const std::int32_t value =
             requantize(a.requantization, add(acc[thread][i][j], a.bias[out]), a.multiplier[out],
-                       a.negative_multiplier[out], a.residual == nullptr ? 0 : a.residual[place]);
+                       a.negative_multiplier[out], residual);
         a.out[place] = static_cast<std::uint8_t>(value);
       }
     }

@@ -35,12 +35,13 @@ struct WaveCudaLayer {
   // [group][chunk of kWaveChannels][word of the group / 8][half of the chunk][word %
   // 8][channel][4], so that what eight threads load at once is in one piece; 16-byte aligned
   const std::int8_t* weights;
-  const std::int32_t* bias;  // [groups][out_width], and the next two likewise
+  const std::int32_t* bias;  // [groups][out_width], and the next three likewise
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
+  const std::int32_t* residual_multiplier;  // or null, where there is no residual
   // [phase_height][phase_width]: 0 where (row, column), modulo these, sees nothing; or null.
   const std::uint8_t* active;
-  std::int64_t out_width, residual_multiplier, shift, lower, upper;
+  std::int64_t out_width, shift, lower, upper;
 };
 
 struct alignas(16) WaveWeights {
@@ -48,7 +49,7 @@ struct alignas(16) WaveWeights {
 };
 
 // What a WaveCudaLayer has for one group. The block's own memory holds these structs, then the
-// stages' numbers, for each layer weights, offsets, bias and the two multipliers, each from a
+// stages' numbers, for each layer weights, offsets, bias and the multipliers, each from a
 // multiple of 16 bytes on, and at the end the tables, if they are of two values each.
 struct alignas(16) WaveGroupLayer {
   const std::int8_t* input;
@@ -60,6 +61,7 @@ struct alignas(16) WaveGroupLayer {
   const std::int32_t* bias;
   const std::int32_t* multiplier;
   const std::int32_t* negative_multiplier;
+  const std::int32_t* residual_multiplier;
   std::int64_t input_bytes, residual_bytes, output_bytes;
   std::int32_t words, out_width;
   Requantization requantization;

@@ -88,13 +88,14 @@ PYCODEC_HOST_DEVICE inline WaveGroupLayer group_layer(const WaveCudaLayer& layer
           layer.bias + channel,
           layer.multiplier + channel,
           layer.negative_multiplier + channel,
+          layer.residual == nullptr ? nullptr : layer.residual_multiplier + channel,
           layer.input_bytes,
           layer.residual_bytes,
           layer.output_bytes,
           words,
           static_cast<std::int32_t>(layer.out_width),
-          {static_cast<std::int32_t>(layer.residual_multiplier), static_cast<int>(layer.shift),
-           static_cast<std::int32_t>(layer.lower), static_cast<std::int32_t>(layer.upper)}};
+          {static_cast<int>(layer.shift), static_cast<std::int32_t>(layer.lower),
+           static_cast<std::int32_t>(layer.upper)}};
 }
 
 // STAGING. Where the blocks meet, a multiprocessor forgets what its first-level cache held; so each
@@ -141,6 +142,9 @@ PYCODEC_DEVICE WaveLayers stage_group(Grid& grid, const WaveDecodeArguments& a, 
     layer.bias = stage(grid, memory, layer.bias, layer.out_width);
     layer.multiplier = stage(grid, memory, layer.multiplier, layer.out_width);
     layer.negative_multiplier = stage(grid, memory, layer.negative_multiplier, layer.out_width);
+    if (layer.residual != nullptr) {
+      layer.residual_multiplier = stage(grid, memory, layer.residual_multiplier, layer.out_width);
+    }
     Grid::Warp::each([&](unsigned t) {
       if (grid.warp_of_block() == 0 && t == 0) layers[l] = layer;
     });
@@ -268,13 +272,15 @@ PYCODEC_DEVICE void run_wave_task(const WaveDecodeArguments& a, const WaveGroupL
     const int channel =
         chunk * kWaveChannels + static_cast<int>(t % kWaveChannels);  // of the group
     if (n >= span.count || channel >= layer.out_width) return;
+    std::int64_t residual = 0;
+    if (layer.residual != nullptr) {
+      residual = load_shared(layer.residual + pixel[t] * layer.residual_bytes + channel);
+      residual *= load_static<kStaged>(layer.residual_multiplier + channel);
+    }
     const std::int32_t value =
         requantize(layer.requantization, add(acc[t][0], load_static<kStaged>(layer.bias + channel)),
                    load_static<kStaged>(layer.multiplier + channel),
-                   load_static<kStaged>(layer.negative_multiplier + channel),
-                   layer.residual == nullptr
-                       ? 0
-                       : load_shared(layer.residual + pixel[t] * layer.residual_bytes + channel));
+                   load_static<kStaged>(layer.negative_multiplier + channel), residual);
     if (layer.output != nullptr) {
       layer.output[pixel[t] * layer.output_bytes + channel] = static_cast<std::int8_t>(value);
     } else {

@@ -46,7 +46,7 @@ class IntegerLayer:
         bias, multiplier, negative_multiplier: int32 [G * out_width].
         shift: 1 to 62.
         residual: number of an earlier tensor of the same width, but not the symbols; or None.
-        residual_multiplier: int32.
+        residual_multiplier: int32 [G * out_width], where there is a residual.
         lower, upper: the range of the output: of int8, or of uint8 for the last layer.
         active: where the layer sees anything at all, bool [ph, pw] as the network's ``phase``; None
             is everywhere. Elsewhere its accumulator is its bias.
@@ -60,7 +60,7 @@ class IntegerLayer:
     negative_multiplier: NDArray[np.int32]
     shift: int
     residual: int | None = None
-    residual_multiplier: int = 0
+    residual_multiplier: NDArray[np.int32] | None = None
     lower: int = -127
     upper: int = 127
     active: NDArray[np.bool_] | None = None
@@ -74,7 +74,12 @@ class IntegerLayer:
         groups = mask.shape[0]
         if mask.shape[1] != groups or weight.shape[0] % groups or weight.shape[3] % groups:
             raise InputError(f"{groups} groups do not fit a weight of {list(weight.shape)}")
-        for name in ("bias", "multiplier", "negative_multiplier"):
+        names = ["bias", "multiplier", "negative_multiplier"]
+        if (self.residual is None) != (self.residual_multiplier is None):
+            raise InputError("residual and residual_multiplier belong together")
+        if self.residual is not None:
+            names.append("residual_multiplier")
+        for name in names:
             values = np.asarray(getattr(self, name))
             if values.dtype != np.int32 or values.shape != weight.shape[:1]:
                 raise InputError(f"{name} must be int32 [{weight.shape[0]}]")
@@ -221,12 +226,15 @@ class WaveNetwork:
         backend: str,
     ) -> torch.Tensor:
         arrays = (layer.weight, mask, layer.bias, layer.multiplier, layer.negative_multiplier)
+        options = {}
+        if layer.residual is not None:
+            options["residual"] = tensors[layer.residual]
+            options["residual_multiplier"] = _tensor(layer.residual_multiplier)
         return quantized_trimmed_conv2d(
             tensors[layer.input],
-            *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays),
+            *map(_tensor, arrays),
             layer.shift,
-            residual=None if layer.residual is None else tensors[layer.residual],
-            residual_multiplier=layer.residual_multiplier,
+            **options,
             lower=layer.lower,
             upper=layer.upper,
             backend=backend,
@@ -413,6 +421,10 @@ def head_input(
     radius = weight.shape[2] // 2
     features = windows[:, radius, radius : radius + width]
     return features.numpy(), sums[:, :, 0].permute(0, 2, 1).numpy()
+
+
+def _tensor(array: NDArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _check_threads(threads: int) -> None:

@@ -429,6 +429,9 @@ class _DeviceLayer:
         self._begin, self._packed = (rans_cuda._upload(x, device) for x in (begin, weights))
         parameters = layer.bias, layer.multiplier, layer.negative_multiplier
         self._parameters = [rans_cuda._upload(array, device) for array in parameters]
+        self._of_residual = None
+        if layer.residual_multiplier is not None:
+            self._of_residual = rans_cuda._upload(layer.residual_multiplier, device)
         active = np.zeros(0, np.uint8) if layer.active is None else layer.active.astype(np.uint8)
         self._active = rans_cuda._upload(active, device)
         mask = torch.from_numpy(layer.mask).to(device)
@@ -439,7 +442,8 @@ class _DeviceLayer:
 
     def _bytes_of(self, words: int, chunks: int) -> int:
         """What a block keeps of the layer for a group, see WaveGroupLayer."""
-        parts = words * chunks * _CHANNELS * _WORD, 4 * words, *[4 * self.layer.out_width] * 3
+        arrays = 3 if self.layer.residual is None else 4
+        parts = words * chunks * _CHANNELS * _WORD, 4 * words, *[4 * self.layer.out_width] * arrays
         return _GROUP_LAYER_BYTES + sum(_round_up(part, 16) for part in parts)
 
     def run(self, tensors: Mapping[int, Tensor] | Sequence[Tensor]) -> Tensor:
@@ -466,7 +470,7 @@ class _DeviceLayer:
             *self._parameters,
             layer.shift,
             None if layer.residual is None else tensors[layer.residual],
-            layer.residual_multiplier,
+            self._of_residual,
             layer.lower,
             layer.upper,
         )
@@ -496,9 +500,9 @@ class _DeviceLayer:
             offsets.data_ptr(),
             self._packed.data_ptr(),
             *(tensor.data_ptr() for tensor in self._parameters),
+            0 if self._of_residual is None else self._of_residual.data_ptr(),
             0 if layer.active is None else self._active.data_ptr(),
             layer.out_width,
-            layer.residual_multiplier,
             layer.shift,
             layer.lower,
             layer.upper,

@@ -45,7 +45,7 @@ def quantized_trimmed_conv2d(
     shift: int,
     *,
     residual: Tensor | None = None,
-    residual_multiplier: int = 0,
+    residual_multiplier: Tensor | None = None,
     lower: int = -127,
     upper: int = 127,
     backend: str | None = None,
@@ -63,7 +63,7 @@ def quantized_trimmed_conv2d(
         bias, multiplier, negative_multiplier: int32 [Cout], contiguous.
         shift: 1 to 62.
         residual: int8 [N, H, W, Cout], contiguous.
-        residual_multiplier: an int32.
+        residual_multiplier: int32 [Cout], contiguous, where there is a residual.
         lower, upper: the range of the output: of int8, or of uint8 where ``upper`` exceeds 127.
         backend: one of ``pycodec.ops.backends.BACKENDS``; by default the fastest for x's device.
 
@@ -106,7 +106,7 @@ def _check_arguments(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> None:
@@ -139,10 +139,15 @@ def _check_arguments(
         is_a(x, torch.int8, 4) and x.shape[-1] == cin,
         f"x must be contiguous int8 [N, H, W, {cin}], not {_describe(x)}",
     )
+    _require(
+        (residual is None) == (residual_multiplier is None),
+        "residual and residual_multiplier belong together",
+    )
     for name, values in (
         ("bias", bias),
         ("multiplier", multiplier),
         ("negative_multiplier", negative_multiplier),
+        ("residual_multiplier", bias if residual_multiplier is None else residual_multiplier),
     ):
         _require(
             is_a(values, torch.int32, 1) and len(values) == cout,
@@ -153,10 +158,10 @@ def _check_arguments(
             is_a(residual, torch.int8, 4) and residual.shape == (*x.shape[:3], cout),
             f"residual must be contiguous int8 {[*x.shape[:3], cout]}, not {_describe(residual)}",
         )
-    for tensor in (weight, mask, bias, multiplier, negative_multiplier, residual):
+    others = weight, mask, bias, multiplier, negative_multiplier, residual, residual_multiplier
+    for tensor in others:
         _require(tensor is None or tensor.device == x.device, f"not all tensors are on {x.device}")
     _require(1 <= shift <= MAX_SHIFT, f"shift must be in 1..{MAX_SHIFT}, not {shift}")
-    _require(-(2**31) <= residual_multiplier < 2**31, "residual_multiplier must be an int32")
     _require(
         (0 if upper > 127 else -128) <= lower <= upper <= 255,
         f"{lower}..{upper} is neither a range of int8 nor of uint8",
@@ -182,7 +187,7 @@ def _reference(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:
@@ -217,7 +222,7 @@ def _native(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:
@@ -231,7 +236,7 @@ def _native(
         negative_multiplier.numpy(),
         shift,
         None if residual is None else residual.numpy(),
-        residual_multiplier,
+        None if residual_multiplier is None else residual_multiplier.numpy(),
         lower,
         upper,
         torch.get_num_threads(),
@@ -257,7 +262,7 @@ def _quantized_trimmed_conv2d_op(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:
@@ -289,7 +294,7 @@ def _(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:

@@ -143,7 +143,7 @@ def run_quantized_cuda(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:
@@ -158,6 +158,7 @@ def run_quantized_cuda(
         multiplier=multiplier.data_ptr(),
         negative_multiplier=negative_multiplier.data_ptr(),
         residual=0 if residual is None else residual.data_ptr(),
+        residual_multiplier=0 if residual_multiplier is None else residual_multiplier.data_ptr(),
         counts=weights.counts.data_ptr(),
         blocks=weights.blocks.data_ptr(),
         out=out.data_ptr(),
@@ -165,7 +166,6 @@ def run_quantized_cuda(
         weight_shape=tuple(weights.weight.shape),
         groups_out=weights.groups_out,
         shift=shift,
-        residual_multiplier=residual_multiplier,
         lower=lower,
         upper=upper,
     )
@@ -181,7 +181,7 @@ def quantized_triton(
     negative_multiplier: Tensor,
     shift: int,
     residual: Tensor | None,
-    residual_multiplier: int,
+    residual_multiplier: Tensor | None,
     lower: int,
     upper: int,
 ) -> Tensor:

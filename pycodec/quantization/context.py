@@ -36,6 +36,9 @@ MAX_LOGIT = PRECISION * math.log(2)
 LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
 
+MAX_SCALE_RATIO = 1024
+"""Of the channels of a tensor: one that does nothing must not cost the others' multipliers bits."""
+
 SCALE_POSITIONS, ROUNDING_POSITIONS = 50_000, 20_000
 """How many positions of the pictures scales and weights are chosen by."""
 LEAST_COST = 1.0
@@ -58,8 +61,7 @@ class QuantizedNetwork(nn.Module):
     """A :class:`LosslessNetwork` with the rounding of its integer form.
 
     Each channel of a tensor has a scale of its own: those of the first layer, some of which see
-    values and some bits, differ a hundredfold. Where a tensor is added to another one, the two
-    have the same scales but for one factor, so that one multiplier serves all channels.
+    values and some bits, differ a hundredfold.
 
     Args:
         network: shared, not copied: training this trains it.
@@ -69,8 +71,7 @@ class QuantizedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.log_scales = nn.ParameterList(
-            nn.Parameter(torch.zeros(step.conv.out_channels if step.residual is None else 1))
-            for step in network.steps()[:-1]
+            nn.Parameter(torch.zeros(step.conv.out_channels)) for step in network.steps()[:-1]
         )
         self.enabled = False
 
@@ -83,25 +84,8 @@ class QuantizedNetwork(nn.Module):
         """
         self.enabled = False
         samples = self._samples(bits, side, SCALE_POSITIONS)[:-1]
-        best = [_best_scales(x, weight).log() for x, weight in samples]
-        # What is added up has channels in one proportion to each other: that of all the sums, less
-        # what no convolution reads.
-        read = {step.input for step in self.network.steps()}
-        chains: dict[int, list[int]] = {}
-        roots: list[int] = []
-        inputs = 1 if side is None else 2
-        for index, step in enumerate(self.network.steps()[:-1]):
-            roots.append(index if step.residual is None else roots[step.residual - inputs])
-            chains.setdefault(roots[-1], []).append(index)
-        for root, chain in chains.items():
-            seen = [best[i] - best[i].mean() for i in chain if inputs + i in read]
-            proportion = torch.stack(seen).mean(0)
-            self.log_scales[root].copy_(proportion + best[root].mean())
-            for index in chain[1:]:
-                scale = self.scales()[self.network.steps()[index].residual][:, None]
-                x, weight = samples[index]
-                whole = (x / scale).reshape(1, -1), (weight * scale.square()).reshape(1, -1)
-                self.log_scales[index].copy_(_best_scales(*whole).log())
+        for log_scale, (x, weight) in zip(self.log_scales, samples, strict=True):
+            log_scale.copy_(_best_scales(x, weight).log())
         self.enabled = True
 
     def _samples(
@@ -173,14 +157,10 @@ class QuantizedNetwork(nn.Module):
 
     def scales(self) -> list[Tensor]:
         """Of all tensors, inputs included: [channels] each."""
-        steps = self.network.steps()
         found = [self.network.head.weight.new_ones(PLANES)]
         if self.network.side is not None:
             found.append(found[0].new_ones(self.network.side.conv.in_channels))
-        for step, log_scale in zip(steps, self.log_scales, strict=False):
-            scale = log_scale.exp()
-            found.append(scale if step.residual is None else scale * found[step.residual])
-        return found
+        return found + [log_scale.exp() for log_scale in self.log_scales]
 
     def forward(self, bits: Tensor, side: Tensor | None = None) -> Tensor:
         """As :meth:`LosslessNetwork.forward`."""
@@ -291,7 +271,8 @@ class _Inputs:
 
 def _best_scales(x: Tensor, weight: Tensor) -> Tensor:
     """For each row the scale with the least weighted squared error of rounding to -127..127."""
-    peak = x.abs().amax(1).clamp(min=1e-4)
+    peak = x.abs().amax(1)
+    peak = peak.clamp(min=max(1e-4, float(peak.max()) / MAX_SCALE_RATIO))
     scales = torch.stack([peak / 127 * factor for factor in np.geomspace(1, 1 / 16, 33)])
     errors = [
         (weight * (x - (x / s[:, None]).round().clamp(-127, 127) * s[:, None]).square()).mean(1)
@@ -325,14 +306,13 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
         if not last:
             out_scale = all_scales[inputs + index].double().numpy()
         factors = [in_scale / out_scale, in_scale / out_scale * _slopes(step.prelu, channels)]
-        residual_factor = 0.0
         if step.residual is not None:
-            residual_factor = 1.0 / float(quantized.log_scales[index].exp())
-        largest = max(*(np.abs(f).max() for f in factors), residual_factor)
+            factors.append(all_scales[step.residual].double().numpy() / out_scale)
+        largest = max(np.abs(f).max() for f in factors)
         shift = _MULTIPLIER_BITS - int(np.ceil(np.log2(largest)))
         if not 1 <= shift <= 62:
             raise InputError(f"step {index}: its scales are too far apart for integers")
-        positive, negative = (np.round(f * 2.0**shift).astype(np.int64) for f in factors)
+        multipliers = [np.round(f * 2.0**shift).astype(np.int32) for f in factors]
         real_bias = bias.double().numpy()
         if last:  # the middle table, exactly: an offset of the index
             real_bias = real_bias + NUM_TABLES // 2 * LOGIT_STEP
@@ -346,11 +326,11 @@ def export_network(quantized: QuantizedNetwork) -> list[IntegerLayer]:
                 weight=np.ascontiguousarray(integers.permute(0, 2, 3, 1).numpy()),
                 mask=group_mask(step.conv).numpy(),
                 bias=integer_bias.astype(np.int32),
-                multiplier=positive.astype(np.int32),
-                negative_multiplier=negative.astype(np.int32),
+                multiplier=multipliers[0],
+                negative_multiplier=multipliers[1],
                 shift=shift,
                 residual=step.residual,
-                residual_multiplier=round(residual_factor * 2.0**shift),
+                residual_multiplier=None if step.residual is None else multipliers[2],
                 lower=0 if last else -127,
                 upper=NUM_TABLES - 1 if last else 127,
             )
@@ -382,7 +362,8 @@ def restore_network(network: LosslessNetwork, layers: Sequence[IntegerLayer]) ->
         if step.prelu is None:
             scale = np.full(len(weight), LOGIT_STEP)
         elif step.residual is not None:
-            scale = scales[step.residual] * 2.0**layer.shift / layer.residual_multiplier
+            of_residual = np.maximum(layer.residual_multiplier, 1)
+            scale = scales[step.residual] * 2.0**layer.shift / of_residual
         else:
             size = np.sqrt(np.square(weight).sum((1, 2, 3)))
             # A channel without weights is a constant.

@@ -47,6 +47,8 @@ from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
 ROUNDED = "rounded.pt"
+ZERO = 170
+"""Of new networks of red and blue: far from the multiples of high powers of two."""
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
 _NETWORK = "config", "quantized", "average"  # what a checkpoint has to have of a network,
@@ -148,9 +150,9 @@ class LosslessTrainer:
         torch.manual_seed(options.seed)
         self.options, self.out, self.report = options, out, report
         self.pictures, held = split_pictures(list_pictures(folder), 25)
-        self.config = replace(
-            SIZES[options.size], order=options.order, side=SIDES if options.chroma else 0
-        )
+        self.config = replace(SIZES[options.size], order=options.order)
+        if options.chroma:
+            self.config = replace(self.config, side=SIDES, zero=ZERO)
         self.network = LosslessNetwork(self.config)
         self.network.start_from_differences()
         self.quantized = QuantizedNetwork(self.network)
@@ -290,7 +292,7 @@ class LosslessTrainer:
         if not self.options.chroma:
             bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
             return Examples(bits.to(torch.float32, memory_format=layout), None)
-        components = to_components(rgb.permute(0, 2, 3, 1).numpy())
+        components = to_components(rgb.permute(0, 2, 3, 1).numpy(), self.config.zero)
         planes = [bit_planes(torch.from_numpy(c).to(device)) for c in components]
         unknown = torch.zeros_like(planes[0])
         bits = torch.cat(planes[1:])
@@ -330,7 +332,7 @@ class LosslessTrainer:
         state = _read(path, *_WHOLE, device=self.options.device)
         if LosslessConfig(**state["config"]) != self.config:
             raise InputError(f"{path} is of another network")
-        self.quantized.load_state_dict(state["weights"])
+        _restore(self.quantized, state["weights"], path)
         self.quantized.enabled = state["quantized"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
@@ -360,6 +362,13 @@ def _read(path: Path, *keys: str, device: str = "cpu") -> dict:
     if missing:
         raise InputError(f"{path}: a checkpoint without {', '.join(sorted(missing))}")
     return state
+
+
+def _restore(quantized: QuantizedNetwork, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        quantized.load_state_dict(state)
+    except RuntimeError as error:  # whose message is a line for each tensor
+        raise InputError(f"{path}: its tensors are those of another version's network") from error
 
 
 class LosslessCrops(CropSampler):
@@ -434,7 +443,7 @@ def load_quantized(checkpoint: Path) -> QuantizedNetwork:
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
     state = _read(path, *_NETWORK)
     quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))
-    quantized.load_state_dict(state["average"])
+    _restore(quantized, state["average"], path)
     quantized.enabled = state["quantized"]
     return quantized
 
@@ -443,7 +452,7 @@ def to_component(quantized: QuantizedNetwork) -> Component:
     """Integer layers with the schedule of their masks."""
     network = quantized.network
     schedule = find_schedule(network.masks(), *_SCHEDULE_SIZE)
-    return Component(export_network(quantized), tuple(schedule.weights))
+    return Component(export_network(quantized), tuple(schedule.weights), network.config.zero)
 
 
 def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
@@ -467,11 +476,12 @@ def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
 def _exported(source: Path, name: str) -> tuple[Component, dict]:
     """The integer network of a run or a model, and what it was made from."""
     if (source / CONFIG_FILE).is_file():
-        network = getattr(load_lossless_model(source), name)
+        codec = load_lossless_model(source)
+        network = getattr(codec, name)
         if network is None:
             raise InputError(f"{source}: the model has no network of {name} pictures")
         config = read_description(source)["config"].get(name, {})
-        return Component(list(network.layers), tuple(network.steps)), config
+        return Component(list(network.layers), tuple(network.steps), codec.zero), config
     quantized = load_quantized(source)
     if not quantized.enabled and (source / ROUNDED).exists():
         files = source / CHECKPOINT, source / ROUNDED

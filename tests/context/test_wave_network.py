@@ -45,6 +45,7 @@ def random_network(rng, steps, groups=3, widths=(5, 8, 5), kernels=(3, 5, 1), **
         residual = next(
             (n + 1 for n, w in enumerate(widths[: max(0, number - 1)]) if w == width), None
         )
+        residual = None if last else residual
         layers.append(
             IntegerLayer(
                 input=number,
@@ -56,8 +57,10 @@ def random_network(rng, steps, groups=3, widths=(5, 8, 5), kernels=(3, 5, 1), **
                 multiplier=(unit * rng.uniform(0.5, 1, channels) + 1).astype(np.int32),
                 negative_multiplier=(unit * rng.uniform(-1, 1, channels)).astype(np.int32),
                 shift=shift,
-                residual=None if last else residual,
-                residual_multiplier=int(rng.integers(-(2**shift), 2**shift)),
+                residual=residual,
+                residual_multiplier=None
+                if residual is None
+                else rng.integers(-(2**shift), 2**shift, channels).astype(np.int32),
                 lower=0 if last else -127,
                 upper=TABLES.num_tables - 1 if last else 127,
             )
@@ -207,6 +210,9 @@ def side_network(rng, steps, groups, kernel, *, phase=None, active=None, **optio
         fan_in = max(1, layer_mask.sum() * in_width / groups)
         unit = 2.0**20 / (40 * np.sqrt(fan_in))
         weight = (channels, size, size, groups * in_width)
+        of_residual = None
+        if "residual" in changes:
+            of_residual = rng.integers(0, 1 << 20, channels).astype(np.int32)
         return IntegerLayer(
             **{
                 "input": source,
@@ -216,7 +222,7 @@ def side_network(rng, steps, groups, kernel, *, phase=None, active=None, **optio
                 "multiplier": np.full(channels, unit, np.int32),
                 "negative_multiplier": np.full(channels, unit / 4, np.int32),
                 "shift": 20,
-                "residual_multiplier": 1 << 19,
+                "residual_multiplier": of_residual,
                 **changes,
             }
         )
@@ -510,7 +516,7 @@ def test_networks_that_look_ahead_are_refused():
         [replace(first, mask=own), head],
         [first, replace(head, mask=ahead)],
         [first, replace(head, input=2)],
-        [first, replace(head, residual=5)],
+        [first, replace(head, residual=5, residual_multiplier=head.bias)],
         [first, replace(head, upper=256)],
         [first, replace(head, lower=-1)],
         [first, replace(head, shift=0)],

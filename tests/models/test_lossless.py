@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from pycodec.context.schedule import find_schedule
 from pycodec.context.wave_network import WaveNetwork
 from pycodec.errors import InputError, UnsupportedError
 from pycodec.models.lossless import (
+    KIND,
     SIDES,
     from_bits,
     from_components,
@@ -36,6 +38,7 @@ from pycodec.models.lossless_network import (
     grow,
     join_planes,
 )
+from pycodec.models.model_folder import write_model_folder
 from pycodec.models.zoo import DEFAULT_LOSSLESS_MODEL, WEIGHTS, load_model
 from pycodec.quantization.context import (
     LOGIT_STEP,
@@ -94,7 +97,10 @@ def test_extremes(codec, pixels):
 def test_every_value_survives_the_colour_transform():
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     pixels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
-    assert np.array_equal(from_components(to_components(pixels)), pixels)
+    for zero in (0, 128, 170):
+        components = to_components(pixels, zero)
+        assert np.array_equal(from_components(components, zero), pixels)
+        assert (components[1][pixels[..., 0] == pixels[..., 1]] == zero).all()
     everything = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(from_bits(to_bits(everything)), everything)
     planes = bit_planes(torch.from_numpy(everything)[None])[0].numpy()
@@ -250,6 +256,21 @@ def test_growing_keeps_the_function(order):
         grow(small, large)
 
 
+def _check_older(folder, weights):
+    """Models of before do not say what stands for 0, and have one multiplier for all residuals."""
+    arrays = safetensors.numpy.load(weights)
+    zero = arrays.pop("chroma.zero")
+    for name in [n for n in arrays if n.endswith("residual_multiplier")]:
+        arrays[name.replace("residual_multiplier", "numbers")][3] = arrays.pop(name)[0]
+    write_model_folder(folder, KIND, safetensors.numpy.save(arrays), {})
+    codec = load_lossless_model(folder)
+    assert zero == codec.zero == 128
+    sums = [layer for layer in codec.chroma.layers if layer.residual is not None]
+    assert sums and all(np.ptp(layer.residual_multiplier) == 0 for layer in sums)
+    pixels = picture(2, 30, 20, 3)
+    assert np.array_equal(round_trip(codec, pixels), pixels)
+
+
 def test_model_folder(tmp_path):
     parts = to_component(quantized_network(1)), to_component(quantized_network(2, side=2))
     save_lossless_model(tmp_path / "m", *parts, bit_tables(), {})
@@ -264,6 +285,7 @@ def test_model_folder(tmp_path):
 
     weights = tmp_path / "m" / "model.safetensors"
     whole = weights.read_bytes()
+    _check_older(tmp_path / "older", whole)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match="damaged"):
         load_lossless_model(tmp_path / "m")

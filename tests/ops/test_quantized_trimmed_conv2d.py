@@ -32,13 +32,14 @@ def naive(x, weight, group_mask, bias, multiplier, negative, shift, residual, rm
         acc = (acc + 2**31) % 2**32 - 2**31
         total = acc * int((multiplier if acc >= 0 else negative)[o])
         if residual is not None:
-            total += int(residual[b, y, c, o]) * rm
+            total += int(residual[b, y, c, o]) * int(rm[o])
         out[b, y, c, o] = min(max((total + 2 ** (shift - 1)) >> shift, lower), upper)
     return torch.from_numpy(out)
 
 
 def make_layer(rng, shape, cout, kernel, groups, *, order=None, extreme=False, residual=False):
-    """Random arguments; the mask of an order, or random; extreme: the ends of all ranges."""
+    """Random arguments, and those of the residual; the mask of an order, or random; extreme: the
+    ends of all ranges."""
 
     def draw(dtype, *size):
         limits = np.iinfo(dtype)
@@ -58,7 +59,10 @@ def make_layer(rng, shape, cout, kernel, groups, *, order=None, extreme=False, r
         draw(np.int32, cout) if extreme else torch.from_numpy(bias),
         draw(np.int32, cout),
         draw(np.int32, cout),
-    ), draw(np.int8, *shape[:3], cout) if residual else None
+    ), {
+        "residual": draw(np.int8, *shape[:3], cout) if residual else None,
+        "residual_multiplier": draw(np.int32, cout) if residual else None,
+    }
 
 
 @st.composite
@@ -80,8 +84,7 @@ def cases(draw, max_side=9, max_width=9, kernels=(1, 3, 5)):
     # Shifts around 31 + log2(accumulator / range) leave values in range; the others test the ends.
     shift = draw(st.one_of(st.integers(34, 46), st.integers(1, 62)))
     return (*arguments, shift), {
-        "residual": residual,
-        "residual_multiplier": draw(st.sampled_from([0, 1 << 28, -(2**31), 2**31 - 1])),
+        **residual,
         "lower": lower,
         "upper": upper,
     }
@@ -118,7 +121,7 @@ def test_every_register_tile(width, residual):
     rng = np.random.default_rng(width)
     for row in (1, 4, 5, 11, 12, 13, 29):
         arguments, r = make_layer(rng, (1, 3, row, 12), 2 * width, (3, 3), 2, residual=residual)
-        options = {"shift": 40, "residual": r, "residual_multiplier": 1 << 30}
+        options = {"shift": 40, **r}
         expected = quantized_trimmed_conv2d(*arguments, **options, backend="reference")
         assert expected.unique().numel() > 2
         for level in LEVELS:
@@ -159,7 +162,7 @@ def test_opcheck(upper, residual):
     rng = np.random.default_rng(1)
     arguments, r = make_layer(rng, (1, 4, 5, 6), 4, (3, 3), 2, residual=residual)
     torch.library.opcheck(
-        torch.ops.pycodec.quantized_trimmed_conv2d, (*arguments, 40, r, 1 << 20, 0, upper)
+        torch.ops.pycodec.quantized_trimmed_conv2d, (*arguments, 40, *r.values(), 0, upper)
     )
 
 
@@ -180,8 +183,11 @@ def test_arguments_that_do_not_fit():
         ({"negative_multiplier": negative[:, None]}, "negative_multiplier"),
         ({"shift": 0}, "shift"),
         ({"shift": 63}, "shift"),
-        ({"residual": r[:, :3].contiguous()}, "residual"),
-        ({"residual_multiplier": 2**31}, "residual_multiplier"),
+        ({**r, "residual": r["residual"][:, :3].contiguous()}, "residual"),
+        ({**r, "residual_multiplier": bias[:3]}, "residual_multiplier"),
+        ({**r, "residual_multiplier": bias.long()}, "residual_multiplier"),
+        ({**r, "residual_multiplier": None}, "belong together"),
+        ({"residual_multiplier": bias}, "belong together"),
         ({"lower": 5, "upper": 4}, "range"),
         ({"lower": -1, "upper": 200}, "range"),
         ({"upper": 256}, "range"),

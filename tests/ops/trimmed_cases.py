@@ -41,7 +41,7 @@ def integer_case(rng, shape, cout, kernel, groups, shift: int, extreme: bool) ->
         "negative_multiplier": int32(cout),
         "shift": shift,
         "residual": draw(-128, 127, (n, height, width, cout), torch.int8) if has_residual else None,
-        "residual_multiplier": int(int32(1)) if has_residual else 0,
+        "residual_multiplier": int32(cout) if has_residual else None,
         "lower": 0 if unsigned else -127,
         "upper": 255 if unsigned else 127,
     }

@@ -128,9 +128,10 @@ def test_floats_are_rounded_at_the_end_and_may_be_trained_on(pictures, tmp_path)
         (b"hello", "damaged"),
         ("half", "damaged"),
         ({"config": {}, "quantized": True}, "without average"),
+        ({"config": {}, "quantized": True, "average": {"x": torch.zeros(1)}}, "another version"),
         (torch.zeros(3), "without"),
     ],
-    ids=["missing", "empty", "text", "truncated", "part", "other"],
+    ids=["missing", "empty", "text", "truncated", "part", "network", "other"],
 )
 def test_damaged_checkpoints(tmp_path, content, message):
     path = tmp_path / CHECKPOINT
