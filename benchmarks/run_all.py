@@ -84,9 +84,13 @@ def steps(kodak: Path | None = None, erp: Path | None = None) -> list[Step]:
         with_json("context/wave_network.py", seconds=3600),
         replace(with_json("integrations/compressai.py", seconds=3600), needs=package("compressai")),
     ]
-    for path, folder, option in ((lossless, kodak, "--kodak"), (sphere, erp, "--erp")):
-        step = with_json(*path, seconds=3600)
-        found.append(Step(step.name, step.command, step.seconds, folder_given(folder, option)))
+    for name, path, folder, option in (
+        ("lossless", lossless, kodak, "--kodak"),
+        ("lossless_colour", (*lossless, "--colour"), kodak, "--kodak"),
+        ("sphere", sphere, erp, "--erp"),
+    ):
+        step = with_json(*path, seconds=3600, name=name)
+        found.append(replace(step, needs=folder_given(folder, option)))
     return found
 
 

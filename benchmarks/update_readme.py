@@ -5,6 +5,7 @@ pycodec eval KODAK --out RUN         # then copy measurements.csv and summary.js
 python benchmarks/models/photo.py --json benchmarks/results/photo.json
 python benchmarks/coding/rans.py --json benchmarks/results/rans.json
 python benchmarks/models/lossless.py KODAK --json benchmarks/results/lossless.json
+python benchmarks/models/lossless.py KODAK --colour --json benchmarks/results/lossless_colour.json
 python benchmarks/context/wave_network.py --json benchmarks/results/wave_network.json
 python benchmarks/models/sphere.py ERP --json benchmarks/results/sphere.json
 python benchmarks/integrations/compressai.py --json benchmarks/results/compressai.json ...
@@ -111,7 +112,7 @@ def rans_lines(report: dict) -> list[str]:
     return table(["Msym/s", "encode", "decode", "bytes over the tables' entropy"], rows)
 
 
-def lossless_lines(report: dict) -> list[str]:
+def lossless_lines(report: dict, of: str) -> list[str]:
     rows = [
         [
             f"`{name}`" if name.startswith("tcae") else name,
@@ -121,7 +122,7 @@ def lossless_lines(report: dict) -> list[str]:
         ]
         for name, row in report["results"].items()
     ]
-    return table(["gray Kodak, lossless", "bpp", "encode, s", "decode, s"], rows)
+    return table([f"{of} Kodak, lossless", "bpp", "encode, s", "decode, s"], rows)
 
 
 def wave_lines(results: list[dict]) -> list[str]:
@@ -455,6 +456,7 @@ def main() -> None:
     times = json.loads((RESULTS / "photo.json").read_text())
     rans = json.loads((RESULTS / "rans.json").read_text())
     lossless = json.loads((RESULTS / "lossless.json").read_text())
+    in_colour = json.loads((RESULTS / "lossless_colour.json").read_text())
     waves = json.loads((RESULTS / "wave_network.json").read_text())
     sphere = json.loads((RESULTS / "sphere.json").read_text())
     precision = json.loads((RESULTS / "precision.json").read_text())
@@ -489,7 +491,12 @@ def main() -> None:
         f"files, {lossless['threads']} threads of an {processor(lossless['machine'])}",
         "(`python benchmarks/models/lossless.py KODAK`):",
         "",
-        *lossless_lines(lossless),
+        *lossless_lines(lossless, "gray"),
+        "",
+        f"In colour (`--colour`), {in_colour['threads']} threads of an",
+        f"{processor(in_colour['machine'])}:",
+        "",
+        *lossless_lines(in_colour, "colour"),
         "",
         f"What waves are worth, on an {processor(waves['machine'])}; the networks of the lossless",
         "codec with random weights, rANS included (`python benchmarks/context/wave_network.py`):",

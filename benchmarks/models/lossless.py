@@ -120,6 +120,8 @@ def main() -> None:
     names = args.models
     if names is None:
         names = sorted(p.name for p in WEIGHTS.glob("tcae*"))
+        if args.colour:
+            names = [name for name in names if load_model(name).chroma is not None]
     coders = {} if args.no_peers else peers()
     coders |= {name: model_coder(name, args.threads) for name in names}
     threads = args.threads or torch.get_num_threads()

@@ -88,8 +88,8 @@ struct Requantization {
   std::int32_t lower, upper;
 };
 
-// A layer's output from its accumulator, see pycodec/context/wave_network.py. `residual`: times
-// its multiplier; 0 for none.
+// A layer's output from its accumulator, see pycodec/ops/quantized_trimmed_conv2d.py. `residual`:
+// times its multiplier; 0 for none.
 PYCODEC_HOST_DEVICE inline std::int32_t requantize(const Requantization& q, std::int32_t acc,
                                                    std::int32_t multiplier,
                                                    std::int32_t negative_multiplier,

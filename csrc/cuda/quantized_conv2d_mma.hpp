@@ -78,7 +78,7 @@ struct alignas(8) MmaResidual {
 
 struct MmaChannels {
   std::int32_t bias[kMmaGroup], multiplier[kMmaGroup], negative_multiplier[kMmaGroup];
-  const std::int32_t* residual_multiplier;  // where there is a scaled residual
+  std::int32_t residual_multiplier[kMmaGroup];
 };
 
 template <class Tile>
@@ -439,13 +439,13 @@ PYCODEC_DEVICE void store_sums(const QuantizedConv2dArguments& a, std::uint32_t 
       return;
     }
     MmaChannels group;
-    group.residual_multiplier =
-        a.scaled_residual == nullptr ? nullptr : a.residual_multiplier + out;
     PYCODEC_UNROLL
     for (int c = 0; c < kMmaGroup; ++c) {
       group.bias[c] = a.bias[out + c];
       group.multiplier[c] = a.multiplier[out + c];
       group.negative_multiplier[c] = negative_multiplier[out + c];
+      group.residual_multiplier[c] =
+          a.scaled_residual == nullptr ? 0 : a.residual_multiplier[out + c];
     }
     for (int first = thread / kGroups; first < Tile::kPositions; first += kRowsAtOnce * kMmaAhead) {
       MmaResidual residual[kMmaAhead] = {};

@@ -342,7 +342,9 @@ class LosslessCodec:
 
     def _require_colour(self, needed: bool) -> None:
         if needed and self.chroma is None:
-            raise InputError(f"the model {self.name} codes gray pictures only")
+            raise InputError(
+                f"the model {self.name} codes gray pictures only; tcae and tcae-fast know colour"
+            )
 
 
 def _with_head(network: WaveNetwork | CudaWaveNetwork, head: bytes):
@@ -428,7 +430,7 @@ def save_lossless_model(
             if layer.residual is not None:
                 arrays[f"{name}.{i}.residual_multiplier"] = layer.residual_multiplier
             residual = -1 if layer.residual is None else layer.residual
-            numbers = [layer.input, layer.shift, residual, 0, layer.lower, layer.upper]
+            numbers = [layer.input, layer.shift, residual, layer.lower, layer.upper]
             arrays[f"{name}.{i}.numbers"] = np.array(numbers, np.int32)
     weights = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
     write_model_folder(folder, KIND, weights, config)
@@ -464,13 +466,14 @@ def _component(arrays: Mapping[str, np.ndarray], name: str) -> Component:
     layers = []
     while f"{name}.{len(layers)}.weight" in arrays:
         prefix = f"{name}.{len(layers)}."
-        source, shift, residual, of_all, lower, upper = map(int, arrays[prefix + "numbers"])
+        source, shift, residual, *of_all, lower, upper = map(int, arrays[prefix + "numbers"])
         items = {item: arrays[prefix + item] for item in _ARRAYS}
         items["mask"] = items["mask"].astype(bool)
         if residual >= 0:
-            multiplier = arrays.get(prefix + "residual_multiplier")
-            if multiplier is None:  # models of before had one for all channels
-                multiplier = np.full(len(items["bias"]), of_all, np.int32)
+            if of_all:  # in models of before, one for all channels
+                multiplier = np.full(len(items["bias"]), *of_all, np.int32)
+            else:
+                multiplier = arrays[prefix + "residual_multiplier"]
             items |= {"residual": residual, "residual_multiplier": multiplier}
         layers.append(IntegerLayer(source, shift=shift, lower=lower, upper=upper, **items))
     steps = tuple(map(int, arrays[f"{name}.steps"]))

@@ -37,7 +37,8 @@ LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
 
 MAX_SCALE_RATIO = 1024
-"""Of the channels of a tensor: one that does nothing must not cost the others' multipliers bits."""
+"""Of the channels' peaks in a tensor: one that does nothing must not cost the others' multipliers
+their bits."""
 
 SCALE_POSITIONS, ROUNDING_POSITIONS = 50_000, 20_000
 """How many positions of the pictures scales and weights are chosen by."""

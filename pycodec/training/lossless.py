@@ -151,16 +151,18 @@ class LosslessTrainer:
         self.options, self.out, self.report = options, out, report
         self.pictures, held = split_pictures(list_pictures(folder), 25)
         self.config = replace(SIZES[options.size], order=options.order)
+        source = None if start is None else load_network(start, options.chroma)
         if options.chroma:
-            self.config = replace(self.config, side=SIDES, zero=ZERO)
+            zero = ZERO if source is None or not source.config.side else source.config.zero
+            self.config = replace(self.config, side=SIDES, zero=zero)
         self.network = LosslessNetwork(self.config)
         self.network.start_from_differences()
         self.quantized = QuantizedNetwork(self.network)
         self.step = 0
         self.began = time.monotonic()  # earlier by what a resumed run has had
         out.mkdir(parents=True, exist_ok=True)
-        if start is not None:
-            grow(self.network, load_network(start, options.chroma))
+        if source is not None:
+            grow(self.network, source)
         self.quantized.to(options.device)
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
@@ -481,7 +483,8 @@ def _exported(source: Path, name: str) -> tuple[Component, dict]:
         if network is None:
             raise InputError(f"{source}: the model has no network of {name} pictures")
         config = read_description(source)["config"].get(name, {})
-        return Component(list(network.layers), tuple(network.steps), codec.zero), config
+        zero = codec.zero if name == "chroma" else LosslessConfig.zero
+        return Component(list(network.layers), tuple(network.steps), zero), config
     quantized = load_quantized(source)
     if not quantized.enabled and (source / ROUNDED).exists():
         files = source / CHECKPOINT, source / ROUNDED

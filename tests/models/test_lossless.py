@@ -135,16 +135,20 @@ def test_the_same_file_and_pixels_on_every_backend(
         assert np.array_equal(decoded, pixels)
 
 
+@pytest.mark.parametrize("side", [0, SIDES], ids=["gray", "chroma"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_integers_are_what_was_simulated(order):
+def test_integers_are_what_was_simulated(order, side):
     """Up to what float sums change of values near the middle between two integers."""
-    quantized = quantized_network(3, order)
+    quantized = quantized_network(3, order, side=side)
     bits = bit_planes(torch.from_numpy(picture(5, 48, 40))[None])
+    known = bits.repeat_interleave(side, 1) if side else None
     with torch.inference_mode():
-        logits = quantized(bits.float())[0].numpy()
+        logits = quantized(bits.float(), known.float() if side else None)[0].numpy()
     component = to_component(quantized)
-    network = WaveNetwork(component.layers, component.steps)
-    indexes = network.table_indexes(bits[0].numpy().astype(np.int32))
+    widths = (side,) if side else ()
+    network = WaveNetwork(component.layers, component.steps, side_widths=widths)
+    sides = [known[0].numpy().astype(np.int8)] if side else []
+    indexes = network.table_indexes(bits[0].numpy().astype(np.int32), sides)
     difference = indexes - (np.rint(logits / LOGIT_STEP) + NUM_TABLES // 2)
     assert np.abs(difference).max() * LOGIT_STEP < 0.16  # one activation's step, times its weight
     assert (difference == 0).mean() > 0.9
@@ -259,16 +263,23 @@ def test_growing_keeps_the_function(order):
 def _check_older(folder, weights):
     """Models of before do not say what stands for 0, and have one multiplier for all residuals."""
     arrays = safetensors.numpy.load(weights)
-    zero = arrays.pop("chroma.zero")
-    for name in [n for n in arrays if n.endswith("residual_multiplier")]:
-        arrays[name.replace("residual_multiplier", "numbers")][3] = arrays.pop(name)[0]
+    assert arrays.pop("chroma.zero") == 128
+    multipliers = {}
+    for name in [n for n in arrays if n.endswith(".numbers")]:
+        prefix = name.removesuffix("numbers")
+        multiplier = arrays.pop(prefix + "residual_multiplier", [0])[0]
+        arrays[name] = np.insert(arrays[name], 3, multiplier)
+        multipliers[prefix] = multiplier
     write_model_folder(folder, KIND, safetensors.numpy.save(arrays), {})
     codec = load_lossless_model(folder)
-    assert zero == codec.zero == 128
-    sums = [layer for layer in codec.chroma.layers if layer.residual is not None]
-    assert sums and all(np.ptp(layer.residual_multiplier) == 0 for layer in sums)
-    pixels = picture(2, 30, 20, 3)
-    assert np.array_equal(round_trip(codec, pixels), pixels)
+    assert codec.zero == 128
+    added = 0
+    for name, network in (("gray", codec.gray), ("chroma", codec.chroma)):
+        for i, layer in enumerate(network.layers):
+            if layer.residual is not None:
+                assert (layer.residual_multiplier == multipliers[f"{name}.{i}."]).all()
+                added += 1
+    assert added == 3
 
 
 def test_model_folder(tmp_path):
