@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from pycodec.models.lossless import SIDES, LosslessCodec
 from pycodec.models.lossless_network import PLANES, LosslessConfig, LosslessNetwork
 from pycodec.quantization.context import QuantizedNetwork, bit_tables
-from pycodec.training.lossless import ZERO, to_component
+from pycodec.training.lossless import to_component
 
 
 def quantized_network(
@@ -31,5 +29,4 @@ def random_codec(seed: int, order: str = "slope", backend: str = "native") -> Lo
     """The same weights for every backend."""
     gray = to_component(quantized_network(seed, order))
     chroma = to_component(quantized_network(seed + 1000, order, side=SIDES))
-    chroma = replace(chroma, zero=ZERO)
     return LosslessCodec(gray, chroma, bit_tables(), b"lossless", backend=backend)

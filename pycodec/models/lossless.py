@@ -26,7 +26,7 @@ from pycodec.coding.tables import TableSet
 from pycodec.context.wave_network import IntegerLayer, WaveNetwork
 from pycodec.errors import InputError
 from pycodec.models.head_adaptation import fit_head, with_head
-from pycodec.models.lossless_network import PLANES, LosslessConfig, bit_planes, join_planes
+from pycodec.models.lossless_network import PLANES, bit_planes, join_planes
 from pycodec.models.mirroring import wants_mirror
 from pycodec.models.model_folder import read_model_folder, write_model_folder
 from pycodec.models.tiling import Tile, cut_tiles, end_stage, thread_count, tiles_of
@@ -41,21 +41,17 @@ MIN_TILE_LOG2, DEFAULT_TILE_LOG2, MAX_TILE_LOG2 = 6, 10, 10
 """The largest tile bounds what a decoder must hold at once, whatever a file says."""
 QUALITY_CODE = 10000
 _MIRRORED = 0x80  # in the first byte of a tile's first head
+_MIDDLE = 128
 _MOST_WAITING = 1 << 26
 _ARRAYS = ("weight", "mask", "bias", "multiplier", "negative_multiplier")
 
 
 @dataclass(frozen=True)
 class Component:
-    """An integer network with the steps of its order of coding, see :class:`WaveNetwork`.
-
-    Attributes:
-        zero: of a network of red and blue, what stands for a difference of 0 to green.
-    """
+    """An integer network with the steps of its order of coding, see :class:`WaveNetwork`."""
 
     layers: list[IntegerLayer]
     steps: tuple[int, int, int]
-    zero: int = LosslessConfig.zero
 
 
 @dataclass
@@ -126,7 +122,6 @@ class LosslessCodec:
         self._is_symmetric = gray.steps[1] == gray.steps[2]
         self.gray = WaveNetwork(gray.layers, gray.steps, backend=backend)
         self.chroma = None
-        self.zero = (chroma or gray).zero
         if chroma is not None:
             self.chroma = WaveNetwork(
                 chroma.layers, chroma.steps, side_widths=(SIDES,), backend=backend
@@ -184,7 +179,7 @@ class LosslessCodec:
         waiting: list[_Part] = []
         with thread_count(threads) as count:
             for tile in cut_tiles(*pixels.shape[:2], 1 << tile_log2):
-                planes = to_components(pixels[tile.slices], self.zero)
+                planes = to_components(pixels[tile.slices])
                 mirrored = adapt and self._is_symmetric and wants_mirror(planes[0])
                 if mirrored:
                     planes = [np.ascontiguousarray(plane[:, ::-1]) for plane in planes]
@@ -328,7 +323,7 @@ class LosslessCodec:
             else:
                 bits = network.decode(*arguments, threads=threads, **options)
                 planes.append(from_bits(bits))
-        pixels = from_components(planes, self.zero)
+        pixels = from_components(planes)
         return pixels[:, ::-1] if mirrored else pixels
 
     def _networks(self, planes: list[np.ndarray], count: int):
@@ -392,20 +387,21 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def to_components(pixels: np.ndarray, zero: int) -> list[np.ndarray]:
-    """Gray, or green, red - green + zero, blue - green + zero (modulo 256): uint8 [H, W]."""
+def to_components(pixels: np.ndarray) -> list[np.ndarray]:
+    """Gray, or green, red - green, blue - green (modulo 256, 128 stands for 0): uint8 [H, W]."""
     if pixels.ndim == 2:
         return [pixels]
     red, green, blue = (pixels[..., i] for i in range(3))
-    return [green, red - green + np.uint8(zero), blue - green + np.uint8(zero)]
+    return [green, red - green + np.uint8(_MIDDLE), blue - green + np.uint8(_MIDDLE)]
 
 
-def from_components(components: list[np.ndarray], zero: int) -> np.ndarray:
+def from_components(components: list[np.ndarray]) -> np.ndarray:
     """Inverse of :func:`to_components`."""
     if len(components) == 1:
         return components[0]
     green, red, blue = components
-    return np.stack([red + green - np.uint8(zero), green, blue + green - np.uint8(zero)], axis=2)
+    middle = np.uint8(_MIDDLE)
+    return np.stack([red + green - middle, green, blue + green - middle], axis=2)
 
 
 def save_lossless_model(
@@ -421,8 +417,6 @@ def save_lossless_model(
         if component is None:
             continue
         arrays[f"{name}.steps"] = np.array(component.steps, np.int32)
-        if name == "chroma":
-            arrays["chroma.zero"] = np.array([component.zero], np.int32)
         for i, layer in enumerate(component.layers):
             for item in _ARRAYS:
                 array = np.asarray(getattr(layer, item))
@@ -477,5 +471,4 @@ def _component(arrays: Mapping[str, np.ndarray], name: str) -> Component:
             items |= {"residual": residual, "residual_multiplier": multiplier}
         layers.append(IntegerLayer(source, shift=shift, lower=lower, upper=upper, **items))
     steps = tuple(map(int, arrays[f"{name}.steps"]))
-    zero = arrays.get(f"{name}.zero")  # models of before had none
-    return Component(layers, steps, LosslessConfig.zero if zero is None else zero.item() % 256)
+    return Component(layers, steps)

@@ -47,7 +47,6 @@ class LosslessConfig:
         first, hidden, blocks, head: kernel sizes; of each hidden layer, of both layers of each
             block.
         side: how many earlier channels of a colour picture are seen.
-        zero: if there are some, what stands for a difference of 0 to green.
     """
 
     order: str = "slope"
@@ -57,7 +56,6 @@ class LosslessConfig:
     blocks: tuple[tuple[int, int], ...] = ((5, 5),) * 4
     head: int = 3
     side: int = 0
-    zero: int = 128
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

@@ -47,8 +47,6 @@ from pycodec.training.soap import Soap
 
 CHECKPOINT = "checkpoint.pt"
 ROUNDED = "rounded.pt"
-ZERO = 170
-"""Of new networks of red and blue: far from the multiples of high powers of two."""
 VALIDATION_CROP, VALIDATION_BATCHES = 192, 6
 _SCHEDULE_SIZE = PLANES, 4096, 4096  # large enough for the weights that any picture would get
 _NETWORK = "config", "quantized", "average"  # what a checkpoint has to have of a network,
@@ -150,19 +148,17 @@ class LosslessTrainer:
         torch.manual_seed(options.seed)
         self.options, self.out, self.report = options, out, report
         self.pictures, held = split_pictures(list_pictures(folder), 25)
-        self.config = replace(SIZES[options.size], order=options.order)
-        source = None if start is None else load_network(start, options.chroma)
-        if options.chroma:
-            zero = ZERO if source is None or not source.config.side else source.config.zero
-            self.config = replace(self.config, side=SIDES, zero=zero)
+        self.config = replace(
+            SIZES[options.size], order=options.order, side=SIDES if options.chroma else 0
+        )
         self.network = LosslessNetwork(self.config)
         self.network.start_from_differences()
         self.quantized = QuantizedNetwork(self.network)
         self.step = 0
         self.began = time.monotonic()  # earlier by what a resumed run has had
         out.mkdir(parents=True, exist_ok=True)
-        if source is not None:
-            grow(self.network, source)
+        if start is not None:
+            grow(self.network, load_network(start, options.chroma))
         self.quantized.to(options.device)
         self.average = {k: v.clone() for k, v in self.quantized.state_dict().items()}
         groups = [
@@ -294,7 +290,7 @@ class LosslessTrainer:
         if not self.options.chroma:
             bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
             return Examples(bits.to(torch.float32, memory_format=layout), None)
-        components = to_components(rgb.permute(0, 2, 3, 1).numpy(), self.config.zero)
+        components = to_components(rgb.permute(0, 2, 3, 1).numpy())
         planes = [bit_planes(torch.from_numpy(c).to(device)) for c in components]
         unknown = torch.zeros_like(planes[0])
         bits = torch.cat(planes[1:])
@@ -454,7 +450,7 @@ def to_component(quantized: QuantizedNetwork) -> Component:
     """Integer layers with the schedule of their masks."""
     network = quantized.network
     schedule = find_schedule(network.masks(), *_SCHEDULE_SIZE)
-    return Component(export_network(quantized), tuple(schedule.weights), network.config.zero)
+    return Component(export_network(quantized), tuple(schedule.weights))
 
 
 def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
@@ -478,13 +474,11 @@ def export_model(folder: Path, gray: Path, chroma: Path | None = None) -> None:
 def _exported(source: Path, name: str) -> tuple[Component, dict]:
     """The integer network of a run or a model, and what it was made from."""
     if (source / CONFIG_FILE).is_file():
-        codec = load_lossless_model(source)
-        network = getattr(codec, name)
+        network = getattr(load_lossless_model(source), name)
         if network is None:
             raise InputError(f"{source}: the model has no network of {name} pictures")
         config = read_description(source)["config"].get(name, {})
-        zero = codec.zero if name == "chroma" else LosslessConfig.zero
-        return Component(list(network.layers), tuple(network.steps), zero), config
+        return Component(list(network.layers), tuple(network.steps)), config
     quantized = load_quantized(source)
     if not quantized.enabled and (source / ROUNDED).exists():
         files = source / CHECKPOINT, source / ROUNDED

@@ -97,10 +97,7 @@ def test_extremes(codec, pixels):
 def test_every_value_survives_the_colour_transform():
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     pixels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
-    for zero in (0, 128, 170):
-        components = to_components(pixels, zero)
-        assert np.array_equal(from_components(components, zero), pixels)
-        assert (components[1][pixels[..., 0] == pixels[..., 1]] == zero).all()
+    assert np.array_equal(from_components(to_components(pixels)), pixels)
     everything = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(from_bits(to_bits(everything)), everything)
     planes = bit_planes(torch.from_numpy(everything)[None])[0].numpy()
@@ -261,9 +258,8 @@ def test_growing_keeps_the_function(order):
 
 
 def _check_older(folder, weights):
-    """Models of before do not say what stands for 0, and have one multiplier for all residuals."""
+    """Models of before have one multiplier for all residuals of a layer."""
     arrays = safetensors.numpy.load(weights)
-    assert arrays.pop("chroma.zero") == 128
     multipliers = {}
     for name in [n for n in arrays if n.endswith(".numbers")]:
         prefix = name.removesuffix("numbers")
@@ -272,7 +268,6 @@ def _check_older(folder, weights):
         multipliers[prefix] = multiplier
     write_model_folder(folder, KIND, safetensors.numpy.save(arrays), {})
     codec = load_lossless_model(folder)
-    assert codec.zero == 128
     added = 0
     for name, network in (("gray", codec.gray), ("chroma", codec.chroma)):
         for i, layer in enumerate(network.layers):
