@@ -493,7 +493,7 @@ def main() -> None:
         "",
         *lossless_lines(lossless, "gray"),
         "",
-        f"In colour (`--colour`), {in_colour['threads']} threads of an",
+        f"In colour (`--colour`), {in_colour['threads']} threads of an "
         f"{processor(in_colour['machine'])}:",
         "",
         *lossless_lines(in_colour, "colour"),

@@ -337,9 +337,7 @@ class LosslessCodec:
 
     def _require_colour(self, needed: bool) -> None:
         if needed and self.chroma is None:
-            raise InputError(
-                f"the model {self.name} codes gray pictures only; tcae and tcae-fast know colour"
-            )
+            raise InputError(f"the model {self.name} codes gray pictures only")
 
 
 def _with_head(network: WaveNetwork | CudaWaveNetwork, head: bytes):

@@ -36,7 +36,7 @@ MAX_LOGIT = PRECISION * math.log(2)
 LOGIT_STEP = MAX_LOGIT / (NUM_TABLES / 2)
 """Table i is for a logit of (i - 128) steps."""
 
-MAX_SCALE_RATIO = 1024
+MAX_PEAK_RATIO = 1024
 """Of the channels' peaks in a tensor: one that does nothing must not cost the others' multipliers
 their bits."""
 
@@ -273,7 +273,7 @@ class _Inputs:
 def _best_scales(x: Tensor, weight: Tensor) -> Tensor:
     """For each row the scale with the least weighted squared error of rounding to -127..127."""
     peak = x.abs().amax(1)
-    peak = peak.clamp(min=max(1e-4, float(peak.max()) / MAX_SCALE_RATIO))
+    peak = peak.clamp(min=max(1e-4, float(peak.max()) / MAX_PEAK_RATIO))
     scales = torch.stack([peak / 127 * factor for factor in np.geomspace(1, 1 / 16, 33)])
     errors = [
         (weight * (x - (x / s[:, None]).round().clamp(-127, 127) * s[:, None]).square()).mean(1)

@@ -38,7 +38,7 @@ from pycodec.models.lossless_network import (
     grow,
     join_planes,
 )
-from pycodec.models.model_folder import write_model_folder
+from pycodec.models.model_folder import WEIGHTS_FILE, write_model_folder
 from pycodec.models.zoo import DEFAULT_LOSSLESS_MODEL, WEIGHTS, load_model
 from pycodec.quantization.context import (
     LOGIT_STEP,
@@ -257,17 +257,28 @@ def test_growing_keeps_the_function(order):
         grow(small, large)
 
 
-def _check_older(folder, weights):
-    """Models of before have one multiplier for all residuals of a layer."""
-    arrays = safetensors.numpy.load(weights)
+def test_a_channel_that_does_nothing_costs_no_precision():
+    quantized = quantized_network(4)
+    layer = quantized.network.hidden[0]
+    with torch.no_grad():
+        layer.conv.bias[3], layer.prelu.weight[3] = -1000, 0
+    quantized.calibrate(torch.randint(0, 2, (2, 8, 24, 24)).float())
+    exported = to_component(quantized).layers[1]
+    assert np.delete(exported.multiplier, 3).min() > 1 << 16
+
+
+def test_older_models_have_one_multiplier_for_all_channels(tmp_path):
+    parts = to_component(quantized_network(1)), to_component(quantized_network(2, side=2))
+    save_lossless_model(tmp_path / "new", *parts, bit_tables(), {})
+    arrays = safetensors.numpy.load((tmp_path / "new" / WEIGHTS_FILE).read_bytes())
     multipliers = {}
     for name in [n for n in arrays if n.endswith(".numbers")]:
         prefix = name.removesuffix("numbers")
         multiplier = arrays.pop(prefix + "residual_multiplier", [0])[0]
         arrays[name] = np.insert(arrays[name], 3, multiplier)
         multipliers[prefix] = multiplier
-    write_model_folder(folder, KIND, safetensors.numpy.save(arrays), {})
-    codec = load_lossless_model(folder)
+    write_model_folder(tmp_path / "older", KIND, safetensors.numpy.save(arrays), {})
+    codec = load_lossless_model(tmp_path / "older")
     added = 0
     for name, network in (("gray", codec.gray), ("chroma", codec.chroma)):
         for i, layer in enumerate(network.layers):
@@ -291,7 +302,6 @@ def test_model_folder(tmp_path):
 
     weights = tmp_path / "m" / "model.safetensors"
     whole = weights.read_bytes()
-    _check_older(tmp_path / "older", whole)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match="damaged"):
         load_lossless_model(tmp_path / "m")
