@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_ROWS = 4
+ROWS = 4
 """One row in so many is looked at."""
 _BITS = np.log2(1 + np.arange(256, dtype=np.float32))
 """About what a difference costs."""
@@ -23,8 +23,8 @@ def wants_mirror(component: NDArray[np.uint8]) -> bool:
     Args:
         component: uint8 [H, W].
     """
-    upper = component[:-1:_ROWS].astype(np.int16)
-    lower = component[1::_ROWS].astype(np.int16)
+    upper = component[:-1:ROWS].astype(np.int16)
+    lower = component[1::ROWS].astype(np.int16)
     falling = _BITS[np.abs(lower[:, 1:] - upper[:, :-1])].sum(dtype=np.float64)
     rising = _BITS[np.abs(lower[:, :-1] - upper[:, 1:])].sum(dtype=np.float64)
     return bool(rising < falling)

@@ -6,6 +6,7 @@ import math
 import queue
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ from torch import Tensor
 from pycodec.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+NOISY, TURNED = 0.25, 0.3
+"""Of so many crops noise is added to the pixels, and so many are turned by a random quarter."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -66,12 +71,9 @@ class CropSampler:
         self.crop = crop
         self.low, self.high = max_shrink, min_shrink
         self.random = np.random.default_rng(seed)
-        self.pictures: list[Image.Image] = []
-        for path in paths:
-            with Image.open(path) as image:
-                picture = image.convert("RGB")
-            if min(picture.size) * self.high >= crop:
-                self.pictures.append(picture)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding Python's lock
+            pictures = list(pool.map(_open, paths))
+        self.pictures = [p for p in pictures if min(p.size) * self.high >= crop]
         if not self.pictures:
             smallest = math.ceil(crop / self.high)
             raise InputError(
@@ -94,18 +96,29 @@ class CropSampler:
             box=(left, top, left + side, top + side),
         )
         pixels = np.asarray(tile)
-        if self.noise and self.random.random() < 0.25:
+        if self.noise and self.random.random() < NOISY:
             deviation = self.random.uniform(0, self.noise)
             noisy = pixels + self.random.normal(0, deviation, pixels.shape)
             pixels = np.rint(noisy).clip(0, 255).astype(np.uint8)
         if self.random.random() < 0.5:
             pixels = pixels[:, ::-1]
-        return np.rot90(pixels, int(self.random.integers(4)) if self.random.random() < 0.3 else 0)
+        return np.rot90(
+            pixels, int(self.random.integers(4)) if self.random.random() < TURNED else 0
+        )
 
     def batch(self, size: int) -> Tensor:
         """``uint8 [size, 3, crop, crop]`` in channels-last memory."""
         pixels = np.stack([self.draw() for _ in range(size)])
-        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        return self.finish(torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2))
+
+    def finish(self, rgb: Tensor) -> Tensor:
+        """What becomes of each batch at last: it stays as it is."""
+        return rgb
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 class Sampler(Protocol):
@@ -123,16 +136,15 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-def stream(sampler: Sampler, size: int, workers: int = 0, pin: bool = False) -> Stream:
+def stream(sampler: Sampler, size: int, workers: int = 0) -> Stream:
     """Batches of ``size`` from a thread, or, for a GPU that would wait for it, from processes.
 
     Args:
         sampler: what draws them; with ``workers``, it has a ``random`` that each worker seeds anew.
         size: of the batches.
         workers: processes; 0: one thread of this process.
-        pin: with ``workers``, put them where a GPU fetches them by itself.
     """
-    return Prefetcher(sampler, size) if workers == 0 else WorkerStream(sampler, size, workers, pin)
+    return Prefetcher(sampler, size) if workers == 0 else WorkerStream(sampler, size, workers)
 
 
 class _Batches(torch.utils.data.IterableDataset):
@@ -149,14 +161,13 @@ class _Batches(torch.utils.data.IterableDataset):
 class WorkerStream:
     """Runs ``batch`` of a sampler in processes; which of them is next depends on their speed."""
 
-    def __init__(self, sampler: Sampler, size: int, workers: int, pin: bool = False) -> None:
+    def __init__(self, sampler: Sampler, size: int, workers: int) -> None:
         generator = torch.Generator().manual_seed(int(sampler.random.integers(1 << 62)))
         loader = torch.utils.data.DataLoader(
             _Batches(sampler, size),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4,
-            pin_memory=pin,
             multiprocessing_context="fork",  # decoded pictures are shared, not copied
             generator=generator,
         )

@@ -33,7 +33,7 @@ from pycodec.models.lossless_network import (
     bits_per_pixel,
     grow,
 )
-from pycodec.models.mirroring import wants_mirror
+from pycodec.models.mirroring import ROWS
 from pycodec.models.model_folder import CONFIG_FILE, read_description
 from pycodec.quantization.context import (
     QuantizedNetwork,
@@ -42,6 +42,7 @@ from pycodec.quantization.context import (
     restore_network,
 )
 from pycodec.training.data import CropSampler, Stream, list_pictures, split_pictures, stream
+from pycodec.training.device_crops import DeviceCrops
 from pycodec.training.graphs import CapturedPass
 from pycodec.training.soap import Soap
 
@@ -87,7 +88,6 @@ class LosslessOptions:
         save_minutes: time between checkpoints.
         validate_every: steps.
         device: where it trains, as torch names it.
-        workers: processes that cut crops, which a GPU needs; 0: a thread.
     """
 
     size: str = "tcae-fast"
@@ -104,7 +104,6 @@ class LosslessOptions:
     save_minutes: float = 3.0
     validate_every: int = 250
     device: str = "cpu"
-    workers: int = 0
 
 
 class Examples(NamedTuple):
@@ -177,7 +176,8 @@ class LosslessTrainer:
         o = self.options
         # Four crops of a larger one: reading and scaling pictures costs as much as the training.
         sampler = LosslessCrops(self.pictures, 2 * o.crop, o.seed + self.step, o)
-        crops = stream(sampler, o.batch // 4, o.workers, pin=self._on_gpu)
+        size = o.batch // 4
+        crops = DeviceCrops(sampler, size, o.device) if self._on_gpu else stream(sampler, size)
         saved = time.monotonic()
         mean = None
         try:
@@ -221,8 +221,6 @@ class LosslessTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * rate * group["factor"]
         half = o.crop
-        if not o.chroma:  # whose examples are made of NumPy's arrays
-            crops = crops.to(o.device, non_blocking=True)
         quarters = [crops[:, :, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
         examples = self._examples(torch.cat(quarters))
         self.optimizer.zero_grad()
@@ -288,9 +286,9 @@ class LosslessTrainer:
         device = self.options.device
         layout = torch.channels_last
         if not self.options.chroma:
-            bits = bit_planes(to_gray(rgb.to(device, non_blocking=True)))
+            bits = bit_planes(to_gray(rgb.to(device)))
             return Examples(bits.to(torch.float32, memory_format=layout), None)
-        components = to_components(rgb.permute(0, 2, 3, 1).numpy())
+        components = to_components(rgb.permute(0, 2, 3, 1).cpu().numpy())
         planes = [bit_planes(torch.from_numpy(c).to(device)) for c in components]
         unknown = torch.zeros_like(planes[0])
         bits = torch.cat(planes[1:])
@@ -388,13 +386,19 @@ class LosslessCrops(CropSampler):
         super().__init__(pictures, crop, 1.25, 0.5, seed, filters=FILTERS, noise=3.0)
         self.options = options
 
-    def batch(self, size: int) -> Tensor:
-        rgb = super().batch(size)
+    def finish(self, rgb: Tensor) -> Tensor:
         if self.options.order != "slope":
             return rgb
         first = rgb[:, 1] if self.options.chroma else to_gray(rgb)
-        mirrored = torch.tensor([wants_mirror(picture.numpy()) for picture in first])
-        return torch.where(mirrored.view(-1, 1, 1, 1), rgb.flip(3), rgb)
+        return torch.where(want_mirror(first).view(-1, 1, 1, 1), rgb.flip(3), rgb)
+
+
+def want_mirror(components: Tensor) -> Tensor:
+    """:func:`~pycodec.models.mirroring.wants_mirror` of each of uint8 [N, H, W]: bool [N]."""
+    upper, lower = components[:, :-1:ROWS].int(), components[:, 1::ROWS].int()
+    differences = lower[:, :, 1:] - upper[:, :, :-1], lower[:, :, :-1] - upper[:, :, 1:]
+    falling, rising = ((1.0 + d.abs()).log2().sum((1, 2), dtype=torch.float64) for d in differences)
+    return rising < falling
 
 
 def to_gray(rgb: Tensor) -> Tensor:

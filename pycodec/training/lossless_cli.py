@@ -25,7 +25,6 @@ _HELP = {
     "save_minutes": "time between checkpoints",
     "validate_every": "steps between validations",
     "device": "where it trains, such as cuda",
-    "workers": "processes that cut crops, which a GPU needs; 0: a thread",
 }
 
 
