@@ -11,6 +11,9 @@ import pytest
 # Before Ray is imported: it shall talk to itself only, and to nobody about it.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it looks for an address of its own
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A thread of Ray Data that outlives ray.shutdown() would connect this process again by itself, and
+# then the cluster cannot be taken down.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
