@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pycodec.errors import InputError
+
 LARGEST_BASIS = 512
 """Inputs of one output with a common basis; larger kernels have one of channels and one of taps."""
 
@@ -22,6 +24,7 @@ class Soap(torch.optim.Optimizer):
     A convolution's weight [Cout, Cin, k, k] is seen as [groups, Cout / groups, inputs], or, if
     there are more than 512 inputs, as [groups, Cout / groups, Cin, k * k], with a basis for each of
     the last two. Everything else, such as biases, is trained by Adam. The first step only measures.
+    Which parameters have gradients must not change from step to step: an :class:`InputError`.
 
     Args:
         params: parameters or groups of them.
@@ -52,17 +55,20 @@ class Soap(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Soap takes no closure")
         for options in self.param_groups:
-            for parameter in options["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, self.state[parameter], options)
+            for alike in _alike(options["params"]):
+                self._update(alike, options)
 
-    def _update(self, parameter: Tensor, state: dict, options: dict) -> None:
-        gradient = _grouped(parameter.grad, options["groups"])
-        rotated = parameter.dim() == 4
+    def _update(self, alike: list[Tensor], options: dict) -> None:
+        """Update parameters of one shape together; the first one's state is that of all."""
+        state = self.state[alike[0]]
+        gradient = torch.cat([_grouped(p.grad, options["groups"]) for p in alike])
+        rotated = alike[0].dim() == 4
         if not state:
             state["step"] = 0
             state["mean"] = torch.zeros_like(gradient)
             state["square"] = torch.zeros_like(gradient)
+        if state["mean"].shape != gradient.shape:
+            raise InputError("the optimizer's state is of other parameters, or another version's")
         if rotated and _measure(state, gradient, 1 - options["covariance_beta"]):
             return
         state["step"] += 1
@@ -74,15 +80,25 @@ class Soap(torch.optim.Optimizer):
         square = state["square"] / (1 - square_beta ** state["step"])
         update = mean / (square.sqrt() + options["eps"])
         update = _rotate(update, [basis.mT for basis in bases])
-        parameter.add_(update.reshape(parameter.shape), alpha=-options["lr"])
+        updates = update.view(len(alike), *alike[0].shape).unbind()
+        torch._foreach_add_(alike, updates, alpha=-options["lr"])
         if rotated and state["step"] % options["every"] == 0:
             _refine(state)
 
 
+def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Those with a gradient, by shape: a GPU would spend its time on starting small kernels."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            found.setdefault(parameter.shape, []).append(parameter)
+    return list(found.values())
+
+
 def _grouped(gradient: Tensor, groups: int) -> Tensor:
-    """[groups, outputs, inputs] or [groups, outputs, Cin, taps] of a kernel."""
+    """[groups, outputs, inputs] or [groups, outputs, Cin, taps] of a kernel, else [1, ...]."""
     if gradient.dim() != 4:
-        return gradient.float()
+        return gradient.float()[None]
     outputs = gradient.shape[0] // groups
     if gradient[0].numel() <= LARGEST_BASIS:
         return gradient.float().reshape(groups, outputs, -1)

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from pycodec.errors import InputError
 from pycodec.models.lossless_network import (
     LosslessConfig,
     LosslessNetwork,
@@ -114,6 +115,34 @@ def test_bases_stay_orthonormal_and_squares_follow_them():
     square = state["square"].sum(1)
     for number in power, square:  # the first third of the axes has most of both
         assert (number[:, :18].sum(1) > 0.7 * number.sum(1)).all()
+
+
+def test_parameters_of_a_shape_do_not_meet():
+    """All of a shape are updated at once, and each as if it were alone."""
+    torch.manual_seed(3)
+    shapes = [(16, 6, 3, 3), (16,), (16, 6, 3, 3), (8, 80, 3, 3), (16,), (16, 6, 3, 3)]
+    start = [torch.randn(shape) for shape in shapes]
+    together, alone = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    optimizers = [Soap(together, 0.1, every=3), *(Soap([p], 0.1, every=3) for p in alone)]
+    for _ in range(8):
+        for parameter, other in zip(together, alone, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for parameter, other, before in zip(together, alone, start, strict=True):
+        assert (parameter - before).abs().max() > 0.1
+        torch.testing.assert_close(parameter, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_parameters_stay_the_same():
+    parameters = [torch.nn.Parameter(torch.zeros(8)) for _ in range(2)]
+    optimizer = Soap(parameters, 0.1)
+    parameters[0].grad = torch.ones(8)
+    optimizer.step()
+    parameters[1].grad = torch.ones(8)
+    with pytest.raises(InputError, match="of other parameters"):
+        optimizer.step()
 
 
 def test_takes_no_closure():
