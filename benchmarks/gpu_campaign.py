@@ -40,6 +40,7 @@ GPU_TESTS = (
     "tests/integrations/test_dataset.py",
     "tests/quantization/test_simulation.py",
     "tests/training/test_sphere.py",
+    "tests/training/test_device_crops.py",
     "tests/training/test_lossless.py",
 )
 FIRST_TESTS = ("test-rans_cuda", "test-wave_network_cuda", "test-lossless")
@@ -118,6 +119,8 @@ def steps() -> list[Step]:
     found += [
         script("time-wave_network-768x512", waves, *small, seconds=60),
         script("time-lossless", "models/lossless_cuda.py", "--runs", "3", seconds=120),
+        script("time-training", "models/training_cuda.py", "--profile", seconds=90),
+        script("time-wave_layers", "context/wave_layers_cuda.py", seconds=60),
         script("time-rans", "coding/rans_cuda.py", "--symbols", str(1 << 26), seconds=40),
         *(step for step in tests if step.name not in FIRST_TESTS),
         script("time-trimmed_conv2d", "ops/trimmed_conv2d_cuda.py", seconds=40),
