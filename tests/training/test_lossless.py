@@ -222,6 +222,28 @@ def test_training_lowers_the_rate(pictures, tmp_path):
     assert trainer.validate() < 0.95 * before
 
 
+@pytest.mark.parametrize("chroma", [False, True], ids=["gray", "chroma"])
+def test_training_as_on_a_gpu(pictures, tmp_path, monkeypatch, chroma):
+    """What a run on a GPU does, crops cut by the device included, but for the graph."""
+
+    class NotCaptured:
+        def __init__(self, run, network, batch):
+            self.run = run
+
+        def __call__(self, batch):
+            loss, values = self.run(batch)
+            loss.backward()
+            return values
+
+    monkeypatch.setattr(lossless, "CapturedPass", NotCaptured)
+    monkeypatch.setattr(LosslessTrainer, "_on_gpu", True)
+    short = {**SHORT, "steps": 60, "quantize": 5, "crop": 32, "chroma": chroma}
+    trainer = LosslessTrainer(pictures, tmp_path, LosslessOptions(**short, warmup=1))
+    before = trainer.validate()
+    trainer.run()
+    assert trainer.validate() < 0.95 * before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "rounded"])
 def test_a_graph_makes_the_gradients(pictures, tmp_path, quantized):
