@@ -66,6 +66,11 @@ class QuantizedNetwork(nn.Module):
 
     Args:
         network: shared, not copied: training this trains it.
+
+    Attributes:
+        enabled: simulate all of it. The scales must have been set.
+        rounds_first: simulate the rounding of weights of bits, without the rest. Their inputs need
+            no scales, so the integers are known, and a sum of bits of 128 to 1 suffers most.
     """
 
     def __init__(self, network: LosslessNetwork) -> None:
@@ -75,6 +80,17 @@ class QuantizedNetwork(nn.Module):
             nn.Parameter(torch.zeros(step.conv.out_channels)) for step in network.steps()[:-1]
         )
         self.enabled = False
+        self.rounds_first = False
+
+    @torch.no_grad()
+    def round_first(self) -> None:
+        """Make what ``rounds_first`` simulates the weights, whose export then changes nothing."""
+        inputs = 1 + (self.network.side is not None)
+        for step in self.network.steps():
+            if step.input < inputs:
+                seen, rounded = seen_weights(step.conv), _rounded(*effective_weight(step))
+                step.conv.weight.copy_(torch.where(seen, rounded, step.conv.weight))
+        self.rounds_first = False
 
     @torch.no_grad()
     def calibrate(self, bits: Tensor, side: Tensor | None = None) -> None:
@@ -174,19 +190,22 @@ class QuantizedNetwork(nn.Module):
         inputs = len(tensors)
         scales = self.scales() if self.enabled else []
         for step in self.network.steps():
-            tensors.append(_result(step, tensors, scales))
+            rounds_weight = self.rounds_first and step.input < inputs
+            tensors.append(_result(step, tensors, scales, rounds_weight))
         return tensors[inputs:]
 
 
-def _result(step: Step, tensors: list[Tensor], scales: list[Tensor]) -> Tensor:
+def _result(
+    step: Step, tensors: list[Tensor], scales: list[Tensor], rounds_weight: bool = False
+) -> Tensor:
     """Of the step after those whose results are the last of ``tensors``; rounded if there are
     scales, which the head's result has none of."""
     weight, bias = effective_weight(step)
     if scales:
         in_scale = scales[step.input].view(1, -1, 1, 1)
-        weight = weight * in_scale
-        scale = weight_scale(weight.detach(), bias.detach())
-        weight = round_ste(weight / scale).clamp(-127, 127) * scale / in_scale
+        weight = _rounded(weight * in_scale, bias) / in_scale
+    elif rounds_weight:
+        weight = _rounded(weight, bias)
     x = trimmed_training.conv2d(tensors[step.input], weight, group_mask(step.conv), bias)
     if step.prelu is not None:
         x = trimmed_training.prelu(x, step.prelu.weight)
@@ -203,6 +222,12 @@ def effective_weight(step: Step) -> tuple[Tensor, Tensor]:
     if step.prelu is None:
         weight, bias = weight[1::2] - weight[::2], bias[1::2] - bias[::2]
     return weight, bias
+
+
+def _rounded(weight: Tensor, bias: Tensor) -> Tensor:
+    """To whole multiples of the scale; the gradient passes straight through."""
+    scale = weight_scale(weight.detach(), bias.detach())
+    return round_ste(weight / scale).clamp(-127, 127) * scale
 
 
 def weight_scale(weight: Tensor, bias: Tensor) -> Tensor:

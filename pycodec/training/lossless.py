@@ -153,6 +153,7 @@ class LosslessTrainer:
         self.network = LosslessNetwork(self.config)
         self.network.start_from_differences()
         self.quantized = QuantizedNetwork(self.network)
+        self.quantized.rounds_first = True
         self.step = 0
         self.began = time.monotonic()  # earlier by what a resumed run has had
         out.mkdir(parents=True, exist_ok=True)
@@ -261,11 +262,12 @@ class LosslessTrainer:
         """Write the integer network of the averaged weights; the run may still go on in floats."""
         now = copy.deepcopy(self.quantized.state_dict())
         self.quantized.load_state_dict(self.average)
+        self.quantized.round_first()
         self.quantized.calibrate(*examples)
         self.quantized.round_weights(*examples)
         rounded = copy.deepcopy(self.quantized.state_dict())
         loss = self._loss_of(rounded)
-        self.quantized.enabled = False
+        self.quantized.enabled, self.quantized.rounds_first = False, True
         self.quantized.load_state_dict(now)
         state = {
             "config": self.config.to_dict(),
@@ -318,6 +320,7 @@ class LosslessTrainer:
             "step": self.step,
             "seconds": time.monotonic() - self.began,
             "quantized": self.quantized.enabled,
+            "rounds_first": self.quantized.rounds_first,
             "weights": self.quantized.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -446,6 +449,8 @@ def load_quantized(checkpoint: Path) -> QuantizedNetwork:
     state = _read(path, *_NETWORK)
     quantized = QuantizedNetwork(LosslessNetwork(LosslessConfig(**state["config"])))
     _restore(quantized, state["average"], path)
+    if state.get("rounds_first"):
+        quantized.round_first()
     quantized.enabled = state["quantized"]
     return quantized
 

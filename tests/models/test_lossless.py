@@ -37,6 +37,7 @@ from pycodec.models.lossless_network import (
     bit_planes,
     grow,
     join_planes,
+    seen_weights,
 )
 from pycodec.models.model_folder import WEIGHTS_FILE, write_model_folder
 from pycodec.models.zoo import DEFAULT_LOSSLESS_MODEL, WEIGHTS, load_model
@@ -172,6 +173,35 @@ def test_rounding_weights_together_beats_rounding_each(side, bound):
         torch.testing.assert_close(
             integers, torch.from_numpy(layer.weight).permute(0, 3, 1, 2).float(), atol=1e-2, rtol=0
         )
+
+
+@pytest.mark.parametrize("side", [0, SIDES], ids=["gray", "chroma"])
+def test_weights_of_bits_are_rounded_before_the_rest(side):
+    """What training simulates is what is exported: the first integers are not changed again."""
+    bits = bit_planes(torch.from_numpy(data.camera()[None, 200:264, 200:264])).float()
+    known = bits.repeat_interleave(side, 1) if side else None
+    quantized = quantized_network(5, width=4, side=side)
+    network, quantized.enabled = quantized.network, False
+    exact = quantized(bits, known)
+    quantized.rounds_first = True
+    simulated = quantized(bits, known)
+    assert not torch.equal(simulated, exact)
+    simulated.square().sum().backward()
+    assert all(step.conv.weight.grad.abs().max() > 0 for step in network.steps())
+    quantized.round_first()
+    torch.testing.assert_close(network(bits, known), simulated, atol=1e-5, rtol=0)
+    first = [step.conv for step in network.steps() if step.input <= bool(side)]
+    assert len(first) == 1 + bool(side)
+    units = []
+    for conv in first:
+        weight = torch.where(seen_weights(conv), conv.weight, 0.0)
+        units.append(weight / weight_scale(weight, conv.bias))
+        torch.testing.assert_close(units[-1], units[-1].round(), atol=1e-3, rtol=0)
+    quantized.calibrate(bits, known)
+    quantized.round_weights(bits, known)
+    for expected, layer in zip(units, to_component(quantized).layers, strict=False):
+        found = torch.from_numpy(layer.weight).permute(0, 3, 1, 2)
+        assert torch.equal(expected.round(), found.float())
 
 
 def test_a_channel_without_weights_keeps_its_bias():
