@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from pycodec.batch.work import Job, Outcome, Task, Worker
@@ -90,8 +90,9 @@ def run_on_ray(
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise CodecError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
     left = dict(enumerate(tasks))
+    rows = _rows(ray, job, left, workers)
     try:
-        for row in _rows(ray, job, left, workers):
+        for row in rows:
             result = pickle.loads(row["outcome"])
             if isinstance(result, CodecError):
                 raise result
@@ -101,6 +102,7 @@ def run_on_ray(
     except ray.exceptions.RayError as error:
         raise CodecError(f"the Ray cluster failed: {error}") from error
     finally:
+        rows.close()  # or Ray's threads go on after shutdown(), and connect again by themselves
         if connect:
             ray.shutdown()
     for task in left.values():
@@ -109,7 +111,7 @@ def run_on_ray(
 
 def _rows(
     ray: Any, job: Job, tasks: dict[int, Task], workers: int | None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
