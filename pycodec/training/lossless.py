@@ -77,7 +77,7 @@ class LosslessOptions:
         chroma: train the network of red and blue instead of that of gray.
         steps: optimizer steps.
         quantize: last steps, in which integer arithmetic is simulated; 0: the trained weights are
-            rounded at the end.
+            rounded at the end. Those that bits are multiplied by are rounded in all steps.
         minutes: train for so long, as where a machine is lent, however many steps that makes; of
             ``quantize`` and ``steps`` the ratio counts. 0: go by steps.
         batch: crops a step, a multiple of 4.
