@@ -5,6 +5,7 @@ Source and destination must mean the same on every machine: URLs, or folders tha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
@@ -90,19 +91,19 @@ def run_on_ray(
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise CodecError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
     left = dict(enumerate(tasks))
-    rows = _rows(ray, job, left, workers)
     try:
-        for row in rows:
-            result = pickle.loads(row["outcome"])
-            if isinstance(result, CodecError):
-                raise result
-            task = left.pop(row["index"], None)
-            if task is not None:  # what is retried may come twice
-                yield result or Outcome(task, error=f"its worker died {_ATTEMPTS} times")
+        # Closed before the connection is: else Ray may go on with them after it, and connect again.
+        with contextlib.closing(_rows(ray, job, left, workers)) as rows:
+            for row in rows:
+                result = pickle.loads(row["outcome"])
+                if isinstance(result, CodecError):
+                    raise result
+                task = left.pop(row["index"], None)
+                if task is not None:  # what is retried may come twice
+                    yield result or Outcome(task, error=f"its worker died {_ATTEMPTS} times")
     except ray.exceptions.RayError as error:
         raise CodecError(f"the Ray cluster failed: {error}") from error
     finally:
-        rows.close()  # or Ray's threads go on after shutdown(), and connect again by themselves
         if connect:
             ray.shutdown()
     for task in left.values():

@@ -1,8 +1,8 @@
 """Training crops that are cut where the network is trained.
 
-Processors cut a few megapixels of crops a second, and a GPU trains on ten times as many. So
-all pictures lie in the device's memory, and a batch of crops is two products of matrices: Pillow's
-resampling, with a row of weights for each row and each column of a crop.
+Processors that cut crops keep a GPU waiting. So all pictures lie in the device's memory, and a
+batch of crops is two products of matrices: Pillow's resampling, with a row of weights for each row
+and each column of a crop.
 """
 
 from __future__ import annotations

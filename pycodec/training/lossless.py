@@ -33,7 +33,7 @@ from pycodec.models.lossless_network import (
     bits_per_pixel,
     grow,
 )
-from pycodec.models.mirroring import ROWS
+from pycodec.models.mirroring import want_mirror
 from pycodec.models.model_folder import CONFIG_FILE, read_description
 from pycodec.quantization.context import (
     QuantizedNetwork,
@@ -394,14 +394,6 @@ class LosslessCrops(CropSampler):
             return rgb
         first = rgb[:, 1] if self.options.chroma else to_gray(rgb)
         return torch.where(want_mirror(first).view(-1, 1, 1, 1), rgb.flip(3), rgb)
-
-
-def want_mirror(components: Tensor) -> Tensor:
-    """:func:`~pycodec.models.mirroring.wants_mirror` of each of uint8 [N, H, W]: bool [N]."""
-    upper, lower = components[:, :-1:ROWS].int(), components[:, 1::ROWS].int()
-    differences = lower[:, :, 1:] - upper[:, :, :-1], lower[:, :, :-1] - upper[:, :, 1:]
-    falling, rising = ((1.0 + d.abs()).log2().sum((1, 2), dtype=torch.float64) for d in differences)
-    return rising < falling
 
 
 def to_gray(rgb: Tensor) -> Tensor:

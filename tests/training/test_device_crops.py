@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pycodec.models.mirroring import wants_mirror
+from pycodec.models.mirroring import want_mirror, wants_mirror
 from pycodec.training.data import CropSampler
 from pycodec.training.device_crops import DeviceCrops
-from pycodec.training.lossless import FILTERS, LosslessCrops, LosslessOptions, to_gray, want_mirror
+from pycodec.training.lossless import FILTERS, LosslessCrops, LosslessOptions, to_gray
 
 CROP = 32
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
